@@ -1,0 +1,1 @@
+"""The stream graph laid out: the single owner of masks and positions."""
