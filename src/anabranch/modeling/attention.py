@@ -1,0 +1,158 @@
+"""Stream attention: one attention function, registered with `transformers`, that asks a `Neighbourhood` who sees whom.
+
+Any decoder-only model of `transformers` that calls its attention through the attention interface works: the model
+computes queries, keys and values (rotary positions applied), the neighbourhood does the rest. Trainer and engine use the
+same weights through the same model code; only the neighbourhood differs. Masks come from `anabranch.structure`.
+
+Letters: B batch rows, T tokens of a row, H key-value heads, G query heads a key-value head, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from anabranch.errors import ModelError, explain
+from anabranch.structure.layout import Layout, allowed
+
+NAME = "anabranch_stream"
+"""Name of the attention implementation: `from_pretrained(..., attn_implementation=NAME)`."""
+
+
+class Neighbourhood(Protocol):
+    """Who sees whom in one forward pass."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of one layer.
+
+        Args:
+            layer: index of the layer.
+            query: [B, H * G, T, D], positions applied.
+            key: [B, H, T, D], positions applied.
+            value: [B, H, T, D].
+            scale: factor on the dot products.
+
+        Returns:
+            [B, H * G, T, D].
+        """
+        ...
+
+
+_REFUSED = ("sliding_window", "softcap", "s_aux", "position_bias")
+"""Arguments by which models change what attention computes; a stream honours none of them."""
+
+
+def _stream_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    stream: Neighbourhood,
+    dropout: float = 0.0,
+    **other: Any,
+) -> tuple[Tensor, None]:
+    for name in _REFUSED:
+        if other.get(name) is not None:
+            raise ModelError(
+                explain(
+                    f"attention of {type(module).__name__}",
+                    f"{name}={other[name]}" if name == "sliding_window" else f"`{name}`",
+                    "streams compute plain attention over a token's ancestors",
+                    "choose a model without it",
+                )
+            )
+    if dropout:
+        raise ModelError(explain("attention dropout", dropout, "log-probs must be repeatable", "set it to 0 in config.json"))
+    assert isinstance(module.layer_idx, int)
+    attended = stream.attend(module.layer_idx, query, key, value, scaling)
+    return attended.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, _stream_attention)
+
+
+def hidden_states(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor, stream: Neighbourhood) -> Tensor:
+    """Last hidden states of a model loaded with `attn_implementation=NAME`, before the language-model head.
+
+    Returns:
+        [B, T, hidden], in the model's dtype.
+    """
+    output = model.base_model(
+        input_ids=tokens_BT, position_ids=positions_BT, attention_mask=None, use_cache=False, stream=stream
+    )
+    return output.last_hidden_state
+
+
+class RowNeighbourhood:
+    """A packed row with a dense mask: what the trainer uses, and what prefills prompts. Batch size 1.
+
+    On a CPU in bfloat16, attention is two batched matrix products around a softmax: the fused kernel's backward is three
+    times slower there. Everywhere else the fused kernel is used.
+    """
+
+    def __init__(self, layout: Layout, *, padded_to: int, dtype: torch.dtype, device: torch.device) -> None:
+        mask_TT = torch.from_numpy(allowed(layout, padded_to)).to(device)
+        self._bias_TT = torch.zeros(mask_TT.shape, dtype=dtype, device=device).masked_fill_(~mask_TT, float("-inf"))
+        self._products = device.type == "cpu" and dtype == torch.bfloat16
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `Neighbourhood.attend`; B must be 1."""
+        if not self._products:
+            return torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=self._bias_TT, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
+            )
+        _, H, T, D = key.shape
+        G = query.shape[1] // H
+        score = torch.bmm(query.reshape(H, G * T, D) * scale, key[0].transpose(1, 2)).view(H, G, T, T)
+        weight = torch.softmax(score + self._bias_TT, dim=-1)
+        return torch.bmm(weight.view(H, G * T, T), value[0]).view(1, H * G, T, D)
+
+
+class CapturingNeighbourhood(RowNeighbourhood):
+    """A row whose keys and values are kept, layer by layer: the prompts that answers will share."""
+
+    def __init__(self, layout: Layout, *, padded_to: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layout, padded_to=padded_to, dtype=dtype, device=device)
+        self.keys_HTD: list[Tensor] = []
+        self.values_HTD: list[Tensor] = []
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `Neighbourhood.attend`; layers must come in order."""
+        assert layer == len(self.keys_HTD)
+        self.keys_HTD.append(key[0])
+        self.values_HTD.append(value[0])
+        return super().attend(layer, query, key, value, scale)
+
+
+def attend_with_lse(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention that can be merged with another over different keys: also returns the log of the softmax denominator.
+
+    Args:
+        query: [..., Q, D].
+        key: [..., K, D].
+        value: [..., K, D].
+        bias: broadcastable to [..., Q, K]; 0 or -inf. Every query must see at least one key.
+        scale: factor on the dot products.
+
+    Returns:
+        attended [..., Q, D] in the value's dtype, and log-sum-exp [..., Q] in float32.
+    """
+    score = torch.matmul(query * scale, key.transpose(-1, -2)).float() + bias
+    lse = torch.logsumexp(score, dim=-1)
+    weight = torch.exp(score - lse.unsqueeze(-1)).to(value.dtype)
+    return torch.matmul(weight, value), lse
+
+
+def merge(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) -> Tensor:
+    """Attention over the union of two disjoint key sets, from the two attentions and their log-sum-exps.
+
+    Shapes: attended [..., D], log-sum-exp [...]. Exact up to rounding: weights exp(lse_i - lse_total).
+    """
+    share = torch.sigmoid(first_lse - second_lse).unsqueeze(-1)
+    return (first.float() * share + second.float() * (1 - share)).to(first.dtype)
