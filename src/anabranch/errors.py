@@ -8,6 +8,7 @@
     ├── ShapeError (ValueError)         an array does not have the shape its name promises
     ├── EngineError (RuntimeError)      an engine cannot do what it was asked
     ├── ProbeError (RuntimeError)       a start-of-run probe found a run that could not learn
+    ├── TrainingError (RuntimeError)    an optimizer step cannot be taken; the weights are as they were before it
     ├── CheckpointError (RuntimeError)  a checkpoint is missing, damaged or of another run
     └── RunFolderError (RuntimeError)   a run folder is in use, or holds another run
 
@@ -48,6 +49,10 @@ class EngineError(AnabranchError, RuntimeError):
 
 class ProbeError(AnabranchError, RuntimeError):
     """A start-of-run probe found a run that could not learn."""
+
+
+class TrainingError(AnabranchError, RuntimeError):
+    """An optimizer step cannot be taken. The weights are as they were before it."""
 
 
 class CheckpointError(AnabranchError, RuntimeError):
