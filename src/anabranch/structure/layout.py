@@ -1,8 +1,10 @@
 """From a stream graph to text order, positions, attention mask and (source, target) pairs.
 
-This module is the only owner of masks and positions; engine and trainer both ask it. The rules (docs/design.md, section 2):
+This module is the only owner of masks and positions; engine and trainer both ask it. The rules (docs/design.md,
+section 2):
 
-* Text order: parents first, one sibling with all that is below it before the next, a join after all its parents.
+* Text order: parents first, one sibling with all that is below it before the next, a join after all. A join counts as
+  below the parent that comes last, behind whatever else is below that parent.
 * A token sees its own segment up to itself and every token of every ancestor segment, nothing else.
 * A segment starts at 1 + the largest last position among its parents, at 0 without parents.
 * Inside a segment a token is predicted by the one before it; the first token of a segment by the last token of its
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.errors import GraphError, ShapeError, explain
 from anabranch.records import Bool, Float32, Int32, StreamGraph
 
 Int64 = NDArray[np.int64]
@@ -27,7 +30,7 @@ NOTHING = -1
 """`source` of a token that nothing predicts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """A row of tokens: one or more graphs in text order, with all that attention and the loss need to know.
 
@@ -56,7 +59,12 @@ class Layout:
 
 
 def text_order(graph: StreamGraph) -> list[int]:
-    """Segment indices in text order: depth first, a join when its last parent's turn has come."""
+    """Segment indices in text order.
+
+    Hang every join below the parent that comes last: the order is that tree read from the top, depth first, siblings by
+    index, joins behind the siblings that have one parent. So nothing ever stands between a segment and what hangs below
+    it, and the answers to one prompt follow each other whole.
+    """
     children: list[list[int]] = [[] for _ in graph.segments]
     waiting = [len(segment.parents) for segment in graph.segments]
     for index, segment in enumerate(graph.segments):
@@ -72,6 +80,7 @@ def text_order(graph: StreamGraph) -> list[int]:
             waiting[child] -= 1
             if waiting[child] == 0:
                 ready.append(child)
+        ready.sort(key=lambda child: (len(graph.segments[child].parents) > 1, child))
         stack.extend(reversed(ready))
     return order
 
@@ -128,35 +137,36 @@ def concatenate(layouts: Sequence[Layout]) -> Layout:
     """Several graphs in one row; they do not see each other.
 
     Raises:
-        ValueError: no layout given.
+        GraphError: no layout given.
     """
-    token_offsets = np.cumsum([0] + [len(layout) for layout in layouts])
+    if not layouts:
+        raise GraphError(explain("concatenate", "no layout", "a row holds one or more graphs", "leave the row out"))
     segment_counts = [len(layout.ancestor_SS) for layout in layouts]
     graph_counts = [int(layout.graph_T[-1]) + 1 for layout in layouts]
-    segment_offsets = np.cumsum([0, *segment_counts])
-    graph_offsets = np.cumsum([0, *graph_counts])
-    ancestor_SS = np.zeros((segment_offsets[-1], segment_offsets[-1]), dtype=np.bool_)
-    for layout, offset, count in zip(layouts, segment_offsets, segment_counts, strict=False):
-        ancestor_SS[offset : offset + count, offset : offset + count] = layout.ancestor_SS
-
-    def shifted(name: str, offsets: Int64) -> Int32:
-        parts = [getattr(layout, name) for layout in layouts]
-        return np.concatenate(
-            [np.where(part == NOTHING, NOTHING, part + offset) for part, offset in zip(parts, offsets, strict=False)]
-        ).astype(np.int32)
-
+    ancestor_SS = np.zeros((sum(segment_counts), sum(segment_counts)), dtype=np.bool_)
+    start = 0
+    for layout, count in zip(layouts, segment_counts, strict=True):
+        ancestor_SS[start : start + count, start : start + count] = layout.ancestor_SS
+        start += count
     return Layout(
         tokens_T=np.concatenate([layout.tokens_T for layout in layouts]),
         positions_T=np.concatenate([layout.positions_T for layout in layouts]),
-        segment_T=shifted("segment_T", segment_offsets),
-        source_T=shifted("source_T", token_offsets),
+        segment_T=_renumber([layout.segment_T for layout in layouts], segment_counts),
+        source_T=_renumber([layout.source_T for layout in layouts], [len(layout) for layout in layouts]),
         trained_T=np.concatenate([layout.trained_T for layout in layouts]),
         engine_logprob_T=np.concatenate([layout.engine_logprob_T for layout in layouts]),
         policy_version_T=np.concatenate([layout.policy_version_T for layout in layouts]),
         origin_T=np.concatenate([layout.origin_T for layout in layouts]),
-        graph_T=shifted("graph_T", graph_offsets),
+        graph_T=_renumber([layout.graph_T for layout in layouts], graph_counts),
         ancestor_SS=ancestor_SS,
     )
+
+
+def _renumber(parts: Sequence[Int32], counts: Sequence[int]) -> Int32:
+    """Indices into parts of a row become indices into the row: each part is shifted by the counts before it."""
+    shift_T = np.repeat(np.cumsum([0, *counts[:-1]]), [len(part) for part in parts])
+    index_T = np.concatenate(parts)
+    return np.where(index_T == NOTHING, NOTHING, index_T + shift_T).astype(np.int32)
 
 
 def allowed(layout: Layout, padded_to: int | None = None) -> Bool:
@@ -165,11 +175,16 @@ def allowed(layout: Layout, padded_to: int | None = None) -> Bool:
     Args:
         layout: the row.
         padded_to: length of the padded row, at least T. Padding sees only itself and is seen by nothing else.
+
+    Raises:
+        ShapeError: `padded_to` is shorter than the row.
     """
     size = len(layout)
+    if padded_to is not None and padded_to < size:
+        raise ShapeError(explain("padded_to", padded_to, f"the row has {size} tokens", f"padded_to={size} or more"))
     seg = layout.segment_T
     causal = np.tri(size, dtype=np.bool_) & (seg[:, None] == seg[None, :])
-    mask = causal | layout.ancestor_SS[seg[:, None], seg[None, :]]
+    mask: Bool = causal | layout.ancestor_SS[seg[:, None], seg[None, :]]
     if padded_to is None or padded_to == size:
         return mask
     padded = np.eye(padded_to, dtype=np.bool_)
