@@ -2,8 +2,8 @@
 
     tasks --Problem--> sampling --Request--> engines --Rollout--> rewards --Score--> algo --credit--> batching
 
-Token arrays are compact numpy arrays (int32, float32, bool), so that many thousand rollouts fit in memory. Arrays inside
-a record are made read-only. Letters in names: T tokens, P tokens of a prompt, S segments.
+Token arrays are compact numpy arrays (int32, float32, bool), so that many thousand rollouts fit in memory. Arrays
+inside a record are made read-only. Letters in names: T tokens, P tokens of a prompt, S segments.
 """
 
 from __future__ import annotations
@@ -98,9 +98,11 @@ class Score:
 
 
 def _freeze(array: Any, dtype: type) -> NDArray[Any]:
-    frozen = np.array(array, dtype=dtype)  # a copy: nobody else can write to it
+    frozen: NDArray[Any] = np.array(array, dtype=dtype)  # a copy: nobody else can write to it
     if frozen.ndim != 1:
-        raise GraphError(explain("Segment", f"an array of shape {frozen.shape}", "need one value a token", "flatten it"))
+        raise GraphError(
+            explain("Segment", f"an array of shape {frozen.shape}", "need one value a token", "flatten it")
+        )
     frozen.flags.writeable = False
     return frozen
 
@@ -129,7 +131,9 @@ class Segment:
         tokens = _freeze(self.tokens, np.int32)
         size = len(tokens)
         if size == 0:
-            raise GraphError(explain("Segment.tokens", "no token", "a segment has one or more", "leave the segment out"))
+            raise GraphError(
+                explain("Segment.tokens", "no token", "a segment has one or more", "leave the segment out")
+            )
         defaults = {
             "trained": (np.bool_, False),
             "engine_logprob": (np.float32, np.nan),
@@ -145,6 +149,11 @@ class Segment:
                     explain(f"Segment.{name}", f"{len(array)} values", f"the segment has {size} tokens", "one a token")
                 )
             object.__setattr__(self, name, array)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for array in (self.tokens, self.trained, self.engine_logprob, self.policy_version):
+            array.flags.writeable = False  # pickling forgets it
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -165,8 +174,8 @@ class Segment:
 class StreamGraph:
     """Everything read or written for one problem, as a directed acyclic graph of segments.
 
-    Segments stand in an order where parents come before children; `anabranch.structure` turns the graph into text order,
-    positions, the attention mask and (source, target) pairs. Example, a prompt of three tokens with two answers:
+    Segments stand in an order where parents come before children; `anabranch.structure` turns the graph into text
+    order, positions, the attention mask and (source, target) pairs. Example, a prompt of three tokens with two answers:
     `StreamGraph((Segment([7, 8, 9]), Segment([1, 2], parents=(0,)), Segment([3], parents=(0,))))`.
 
     Raises:
@@ -199,10 +208,12 @@ class StreamGraph:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of all segments, each counted once."""
         return sum(len(segment) for segment in self.segments)
 
     @property
     def num_trained(self) -> int:
+        """Tokens where the loss applies."""
         return int(sum(segment.trained.sum() for segment in self.segments))
 
 
@@ -251,12 +262,15 @@ class Rollout:
 
     @property
     def prompt_tokens(self) -> Int32:
+        """int32 [P]."""
         return self.graph.segments[0].tokens
 
     @property
     def num_answer_tokens(self) -> int:
+        """Tokens of all segments but the prompt, also those that the runtime or a tool wrote."""
         return self.graph.num_tokens - len(self.graph.segments[0])
 
     @property
     def truncated(self) -> bool:
+        """Whether the answer was cut at the length limit."""
         return self.stop is StopReason.LENGTH
