@@ -1,0 +1,5 @@
+"""Recipes that have a name: functions that return one."""
+
+from anabranch.presets.catalog import PRESETS, load
+
+__all__ = ["PRESETS", "load"]

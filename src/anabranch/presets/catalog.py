@@ -1,0 +1,46 @@
+"""The table of presets, and the one way from a name or a file to a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+
+from anabranch.errors import RecipeError, explain
+from anabranch.presets import methods
+from anabranch.presets.quickstart import quickstart
+from anabranch.recipe.io import from_yaml
+from anabranch.recipe.tree import Recipe
+
+PRESETS: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
+    {
+        "quickstart": quickstart,
+        "ppo_vanilla": methods.ppo_vanilla,
+        "reinforce_pp": methods.reinforce_pp,
+        "grpo": methods.grpo,
+        "dr_grpo": methods.dr_grpo,
+        "gspo": methods.gspo,
+        "cispo": methods.cispo,
+        "lite_ppo": methods.lite_ppo,
+    }
+)
+"""Every recipe that has a name. To add one: write a function that returns a recipe, and add it here."""
+
+FILE_ENDINGS = (".yaml", ".yml")
+
+
+def load(name_or_path: str) -> Recipe:
+    """The preset of that name, or the recipe in that YAML file (`.yaml`, `.yml`, or anything with a folder in it).
+
+    Raises:
+        RecipeError: no such preset, no such file, or a file that holds no valid recipe.
+    """
+    if name_or_path in PRESETS:
+        return PRESETS[name_or_path]()
+    path = Path(name_or_path)
+    if path.suffix in FILE_ENDINGS or len(path.parts) > 1 or path.is_file():
+        return from_yaml(path)
+    close = get_close_matches(name_or_path, PRESETS, n=1)
+    fix = close[0] if close else "see `anabranch recipes`, or name a YAML file"
+    raise RecipeError(explain("the recipe", repr(name_or_path), f"presets are: {', '.join(PRESETS)}", fix))
