@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from anabranch.errors import RecipeError, explain
-from anabranch.recipe.text import parse, render
+from anabranch.recipe.text import parse, reason, render
 from anabranch.recipe.tree import Recipe
 
 
@@ -32,9 +32,8 @@ def from_yaml(source: str | Path) -> Recipe:
     try:
         tree = parse(source)
     except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise RecipeError(
-            explain("the recipe", reason, "it must be YAML", "start from `anabranch show grpo`")
+            explain("the recipe", reason(error), "it must be YAML", "start from `anabranch show grpo`")
         ) from None
     if not isinstance(tree, Mapping):
         found = "nothing" if tree is None else f"a {type(tree).__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from enum import Enum
 from typing import Any
@@ -46,13 +47,14 @@ def _flatten(value: Any, path: str, flat: dict[str, Any]) -> None:
 def difference(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """The settings in which two recipes differ, as (path, value in a, value in b); names are not compared."""
     flat_a, flat_b = flatten(a), flatten(b)
-    paths = [path for path in dict.fromkeys([*flat_a, *flat_b]) if path != "name"]
-    rows = [(path, flat_a.get(path, ABSENT), flat_b.get(path, ABSENT)) for path in paths]
+    parts = list(Recipe.model_fields)
+    paths = sorted(dict.fromkeys([*flat_a, *flat_b]), key=lambda path: parts.index(path.partition(".")[0]))
+    rows = [(path, flat_a.get(path, ABSENT), flat_b.get(path, ABSENT)) for path in paths if path != "name"]
     return [row for row in rows if row[1] != row[2]]
 
 
 def table(a: Recipe, b: Recipe) -> str:
-    """`difference(a, b)` as aligned text, one setting a line; a sentence if there is none."""
+    """`difference(a, b)` as aligned text, one setting a line (`-`: not there); a sentence if there is none."""
     rows = [(path, _cell(left), _cell(right)) for path, left, right in difference(a, b)]
     if not rows:
         return f"{a.name} and {b.name} differ in nothing but the name."
@@ -74,7 +76,8 @@ def described(recipe: Recipe, *, explain: bool = False) -> str:
 def _explained(part: Part) -> list[str]:
     lines: list[str] = []
     for name, value in part:
-        lines += _comment(type(part).model_fields[name].description or "")
+        description = type(part).model_fields[name].description or ""
+        lines += _comment(re.sub(r"\bNone\b", "null", description))  # the descriptions speak Python, this is YAML
         if isinstance(value, Part):
             lines += [f"{name}:", *(f"  {line}" for line in _explained(value))]
         elif isinstance(value, tuple) and value and isinstance(value[0], Part):

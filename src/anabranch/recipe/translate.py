@@ -54,6 +54,12 @@ def assignments(path: str, value: object) -> str:
     return f"{path}={inline(value)}"
 
 
+def _found(value: Any) -> str:
+    """A value as one would have typed it, cut short; anything that is not plain data as Python shows it."""
+    text = inline(value) if value is None or isinstance(value, str | int | float) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _text(place: Place, problem: str, found: Any, detail: Mapping[str, Any]) -> str:
     if problem == "extra_forbidden":
         return _unknown_key(place, found)
@@ -63,9 +69,11 @@ def _text(place: Place, problem: str, found: Any, detail: Mapping[str, Any]) -> 
         return _unknown_kind(place, problem, found)
     if problem in ("model_type", "model_attributes_type"):
         keys = ", ".join(dict.fromkeys(key for form in forms(place.annotation) for key in form.model_fields))
-        return explain(place.path, found, f"must be a group of keys: {keys}{_or_null(place)}", _first_assignment(place))
+        return explain(
+            place.path, _found(found), f"must be a group of keys: {keys}{_or_null(place)}", _first_assignment(place)
+        )
     return explain(
-        place.path or "the recipe", found, _need(place, problem, detail) + _or_null(place), _fix(place, found)
+        place.path or "the recipe", _found(found), _need(place, problem, detail) + _or_null(place), _fix(place, found)
     )
 
 
@@ -136,4 +144,6 @@ def _unknown_kind(place: Place, problem: str, found: Any) -> str:
         guess = (fits or kinds)[0]
         return explain(place.path, "no kind", f"one is needed: {', '.join(kinds)}", f"{place.path}.kind={guess}")
     close = get_close_matches(str(given), kinds, n=1) or kinds
-    return explain(f"{place.path}.kind", given, f"must be one of: {', '.join(kinds)}", f"{place.path}.kind={close[0]}")
+    return explain(
+        f"{place.path}.kind", _found(given), f"must be one of: {', '.join(kinds)}", f"{place.path}.kind={close[0]}"
+    )

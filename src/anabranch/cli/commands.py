@@ -1,0 +1,152 @@
+"""What the commands do, in terms of the library. What imports torch is imported inside the function that needs it."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import count
+from pathlib import Path
+
+from anabranch.errors import RecipeError, explain
+from anabranch.presets import PRESETS, load
+from anabranch.presets.laptop import laptop
+from anabranch.recipe import show as display
+from anabranch.recipe.io import from_yaml
+from anabranch.recipe.overrides import apply
+from anabranch.recipe.text import inline
+from anabranch.recipe.tree import Algorithm, Evaluation, Recipe
+
+RUNS = Path("runs")
+"""Default home of run folders, below the working directory."""
+HUB = "hub:"
+"""Prefix of a Hugging Face data set in `eval --data`."""
+
+
+def train(name: str, overrides: list[str], out: Path | None) -> None:
+    """Start a run.
+
+    Raises:
+        AnabranchError: anything that the user can mend, see `anabranch.errors`.
+    """
+    recipe = apply(load(name), overrides)
+    if recipe.sft is not None:
+        raise RecipeError(
+            explain("sft", f"one on {recipe.sft.path!r}", "only `anabranch sft` reads it", "sft=null, or anabranch sft")
+        )
+    folder = out or free_folder(RUNS, f"{recipe.name}-{recipe.seed}")
+    _announce(folder)
+    from anabranch.train.run import start
+
+    start(recipe, folder)
+
+
+def resume(run: Path, steps: int | None) -> None:
+    """Go on with a run, up to `steps` if given.
+
+    Raises:
+        AnabranchError: not a run, a damaged checkpoint, ...
+    """
+    from anabranch.train.run import resume as go_on
+
+    go_on(run, steps)
+
+
+def sft(name: str, overrides: list[str], out: Path | None) -> None:
+    """Supervised training on the file that the recipe's `sft` part names.
+
+    Raises:
+        AnabranchError: no file given, a bad file, ...
+    """
+    recipe = apply(load(name), overrides)
+    if recipe.sft is None:
+        raise RecipeError(
+            explain("sft.path", "nothing", "a file of worked examples is needed", "sft.path=examples.jsonl")
+        )
+    folder = out or free_folder(RUNS, f"{recipe.name}-sft-{recipe.seed}")
+    _announce(folder)
+    from anabranch.train.run import start_sft
+
+    start_sft(recipe, Path(recipe.sft.path), folder)
+
+
+def evaluate(
+    target: str, data: str | None, samples: int | None, problems: int | None, overrides: list[str], out: Path | None
+) -> None:
+    """Measure a model, or the last checkpoint of a run. The folder is the same each time, so that it can be resumed.
+
+    Raises:
+        AnabranchError: no such model, no data, ...
+    """
+    from anabranch.tracking.run_folder import RunPaths, is_run
+
+    is_a_run = is_run(Path(target))
+    base = from_yaml(RunPaths(Path(target)).recipe) if is_a_run else _recipe_for(target)
+    recipe = evaluation_recipe(base, data, samples, problems, overrides)
+    assert recipe.evaluation is not None
+    if not is_a_run and recipe.evaluation.data is None:
+        raise RecipeError(explain("--data", "nothing", "a model has no problems of its own", "--data chain_sum"))
+    label = "held-out" if data is None else Path(data.removeprefix(HUB)).stem
+    home = Path(target) if is_a_run else RUNS
+    folder = out or home / (f"eval-{label}" if is_a_run else f"eval-{Path(target).name}-{label}")
+    print(f"evaluation folder: {folder}")
+    from anabranch.evaluation.command import evaluate as measure
+
+    measure(recipe, Path(target) if is_a_run else None, folder)
+
+
+def evaluation_recipe(
+    base: Recipe, data: str | None, samples: int | None, problems: int | None, overrides: list[str]
+) -> Recipe:
+    """`base` with an evaluation as asked for; what is not asked for stays.
+
+    Raises:
+        RecipeError: settings that cannot work.
+    """
+    asked = [] if data is None else [f"evaluation.data={inline(_data(data))}"]
+    asked += [] if samples is None else [f"evaluation.samples={samples}"]
+    asked += [] if problems is None else [f"evaluation.problems={problems}"]
+    return apply(base, [*([] if base.evaluation else ["evaluation={}"]), *asked, *overrides])
+
+
+def show(name: str, overrides: list[str], against: str | None, explain_keys: bool) -> None:
+    """Print a recipe, or how it differs from another.
+
+    Raises:
+        RecipeError: no such recipe, or one that cannot work.
+    """
+    recipe = apply(load(name), overrides)
+    if against is None:
+        print(display.described(recipe, explain=explain_keys), end="")
+    else:
+        print(display.table(recipe, load(against)))
+
+
+def recipes() -> None:
+    """Print the names of all presets, each with the first line of its description."""
+    width = max(map(len, PRESETS))
+    for name, preset in PRESETS.items():
+        print(f"{name:<{width}}  {(inspect.getdoc(preset) or '').splitlines()[0]}")
+
+
+def free_folder(home: Path, name: str) -> Path:
+    """`home/name`, or the first of `home/name-2`, `home/name-3`, ... that does not exist."""
+    if not (home / name).exists():
+        return home / name
+    return next(home / f"{name}-{n}" for n in count(2) if not (home / f"{name}-{n}").exists())
+
+
+def _announce(folder: Path) -> None:
+    print(f"run folder: {folder}   (to go on after a stop: anabranch resume {folder})", flush=True)
+
+
+def _recipe_for(model: str) -> Recipe:
+    """What a bare model is asked with: the defaults that all presets share."""
+    base = laptop("eval", Algorithm())
+    return base.but(model=base.model.but(source=model), evaluation=Evaluation())
+
+
+def _data(text: str) -> dict[str, str]:
+    if text.startswith(HUB):
+        return {"kind": "hub", "id": text.removeprefix(HUB)}
+    if text.endswith((".jsonl", ".json")) or Path(text).is_file():
+        return {"kind": "jsonl", "path": text}
+    return {"kind": "reasoning_gym", "name": text}

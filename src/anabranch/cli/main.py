@@ -1,0 +1,161 @@
+"""The command line. Only typer is imported here, so that `--help` answers at once; the work is in `commands`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from anabranch.errors import AnabranchError
+
+USER_ERROR = 2
+"""Exit code of a mistake that the user can mend."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+class Commands(TyperGroup):
+    """The group of all commands, and the boundary at which errors become messages."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; an error raised on purpose is printed without a traceback, any other one keeps it."""
+        try:
+            return super().invoke(ctx)
+        except AnabranchError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            raise typer.Exit(USER_ERROR) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Train language models with RL from verifiable rewards. Start with: anabranch train quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Name = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a preset, or a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Changes, such as optim.lr=2e-6 data.path=gsm8k.jsonl.", show_default=False
+    ),
+]
+Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME-SEED, with a number if that exists.")]
+
+
+def main() -> None:
+    """Entry point of the command `anabranch`."""
+    app()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from anabranch import __version__
+
+        print(f"anabranch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+@app.command()
+def train(
+    recipe: Name,
+    overrides: Overrides = None,
+    out: Out = None,
+    steps: Annotated[int | None, typer.Option(help="RL steps; the same as steps=N.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop RL after so long; the same as seconds=S.")] = None,
+) -> None:
+    """Train a model: cold start if the recipe has one, then RL."""
+    from anabranch.cli import commands
+
+    commands.train(recipe, _with(overrides, steps=steps, seconds=seconds), out)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
+    steps: Annotated[int | None, typer.Option(help="Train up to this step instead of the recipe's.")] = None,
+) -> None:
+    """Go on with a run that was stopped or killed, exactly where it was."""
+    from anabranch.cli import commands
+
+    commands.resume(run, steps)
+
+
+@app.command()
+def sft(recipe: Name, overrides: Overrides = None, out: Out = None) -> None:
+    """Train on worked examples from a file (sft.path=FILE.jsonl), without RL."""
+    from anabranch.cli import commands
+
+    commands.sft(recipe, overrides or [], out)
+
+
+@app.command(name="eval")
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_RUN", help="Run folder, model folder, or model name.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="FILE.jsonl, a reasoning-gym name, or hub:ID. Default: the run's own held-out problems."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Answers a problem.")] = None,
+    problems: Annotated[int | None, typer.Option(min=1, help="How many problems.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write answers and verdicts.")] = None,
+) -> None:
+    """Measure the accuracy of a model or of a run's last checkpoint."""
+    from anabranch.cli import commands
+
+    commands.evaluate(target, data, samples, problems, overrides or [], out)
+
+
+@app.command()
+def show(
+    recipe: Name,
+    overrides: Overrides = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Print only what differs from this one.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say above every key what it means.")] = False,
+) -> None:
+    """Print a recipe as YAML, or how it differs from another."""
+    from anabranch.cli import commands
+
+    commands.show(recipe, overrides or [], against, explain)
+
+
+@app.command()
+def recipes() -> None:
+    """List the presets."""
+    from anabranch.cli import commands
+
+    commands.recipes()
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine: versions, speed, what is installed and what is missing."""
+    from anabranch.cli import doctor
+
+    doctor.report()
+
+
+def _with(overrides: list[str] | None, **options: float | None) -> list[str]:
+    """Overrides with the options that were given behind them, so that an option wins over a KEY=VALUE."""
+    return [*(overrides or []), *(f"{key}={value}" for key, value in options.items() if value is not None)]
