@@ -1,0 +1,251 @@
+"""Every number of a training step's record: its name, unit and meaning, in one typed registry.
+
+`metrics.jsonl` holds one record a step; `validate` refuses what is not in the registry, so docs/metrics.md, which is
+made from it (`python -m anabranch.tracking.metrics > docs/metrics.md`), is complete by construction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from anabranch.records import Reason
+
+STAGES = ("cold_start", "rl")
+"""Stages of a run that make training records."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a record.
+
+    Example: `Metric("entropy", "nats", "Mean entropy of the policy over the trained tokens.", "policy")`.
+    """
+
+    name: str
+    """`a/<b>` stands for a family of names: `reward/<term>`."""
+    unit: str
+    """A `share` is in [0, 1]."""
+    doc: str
+    group: str
+    """Only numbers of the group `machine` may differ between a run and its resumed twin."""
+    type: Literal["float", "int", "str"] = "float"
+    """Whole numbers are never negative."""
+
+    @property
+    def family(self) -> str | None:
+        """`reward/` for `reward/<term>`, None for a plain name."""
+        head, mark, _ = self.name.partition("<")
+        return head if mark else None
+
+
+def _group(name: str, *rows: tuple[str, ...]) -> Iterable[Metric]:
+    """Rows of (name, unit, doc[, type])."""
+    for row in rows:
+        kind = row[3] if len(row) > 3 else "float"
+        yield Metric(row[0], row[1], row[2], name, kind)  # type: ignore[arg-type]
+
+
+def _registry() -> Iterable[Metric]:
+    yield from _group(
+        "step",
+        ("step", "steps", "Steps of this stage that are done with this one; the first record of a stage has 1.", "int"),
+        ("stage", "name", "`cold_start` (supervised) or `rl`.", "str"),
+        ("policy_version", "version", "Version of the weights at the start of the step: RL answers are its.", "int"),
+    )
+    yield from _group(
+        "reward",
+        ("reward", "reward", "Mean reward over the sampled answers: the weighted sum of the parts."),
+        ("reward/<term>", "reward", "Mean raw value of one reward term, before its weight."),
+        ("accuracy", "share", "Answers whose verdict is `correct`."),
+        ("verdict/<reason>", "share", f"Answers with this reason code ({', '.join(Reason)}); they add up to 1."),
+        ("reward_std", "reward", "Unbiased standard deviation within a group, mean over groups of two or more."),
+        ("sigma_batch", "reward", "Standard deviation of the raw rewards over the whole batch."),
+    )
+    yield from _group(
+        "advantage",
+        ("advantage_mean", "advantage", "Mean over answers."),
+        ("advantage_std", "advantage", "Standard deviation over answers."),
+        ("advantage_min", "advantage", "Smallest."),
+        ("advantage_max", "advantage", "Largest."),
+        ("advantage_max_abs", "advantage", "Largest magnitude: a batch whose rewards nearly agree shows here."),
+        ("zero_advantage", "share", "Answers with advantage exactly 0: they teach nothing (and count as denominator)."),
+        ("dead_groups", "share", "Groups whose rewards are all the same."),
+        ("dead_groups_right", "share", "Of all groups, those dead with every answer correct: too easy."),
+        ("dead_groups_wrong", "share", "Of all groups, those dead with no answer correct: too hard."),
+    )
+    yield from _group(
+        "policy",
+        ("loss", "loss", "What was minimised. Cold start: mean negative log-prob of the trained tokens, nats."),
+        ("entropy", "nats", "Entropy of the policy's next-token distribution, mean over trained tokens."),
+        ("clip_low", "share", "Trained tokens where the lower clip bound cuts the gradient off."),
+        ("clip_high", "share", "Trained tokens where the upper clip bound cuts the gradient off."),
+        ("ratio_mean", "ratio", "pi / pi_old, mean over trained tokens. Exactly 1 in the first update of a batch."),
+        ("ratio_max", "ratio", "Largest pi / pi_old."),
+        ("kl_old_k1", "nats", "KL(old, new) a token by k1 = -log(pi / pi_old). May be negative."),
+        ("kl_old_k3", "nats", "The same by k3 = pi/pi_old - 1 - log(pi / pi_old). Never negative, less noisy."),
+        ("kl_ref", "nats", "KL to the reference a token, by the estimator of the recipe. Only with a KL term."),
+        ("grad_norm", "norm", "Global gradient norm before clipping; mean over the optimizer steps."),
+        ("lr", "rate", "Learning rate of the last optimizer step."),
+    )
+    yield from _group(
+        "answers",
+        ("answer_length_mean", "tokens", "Tokens of an answer, mean."),
+        ("answer_length_min", "tokens", "Shortest.", "int"),
+        ("answer_length_max", "tokens", "Longest.", "int"),
+        ("truncated", "share", "Answers cut at the length limit."),
+    )
+    yield from _group(
+        "accounting",
+        ("generated_rollouts", "answers", "Sampled in this step; always trained + skipped + filtered.", "int"),
+        ("trained_rollouts", "answers", "Packed and back-propagated.", "int"),
+        ("skipped_rollouts", "answers", "Advantage 0: not packed, but counted in every denominator.", "int"),
+        ("filtered_rollouts", "answers", "Taken out of the loss by a rule (overlong filter); not counted.", "int"),
+        ("sampled_tokens", "tokens", "Drawn by the engine.", "int"),
+        ("trained_tokens", "tokens", "With a loss term.", "int"),
+        ("packed_tokens", "tokens", "That went through forward and backward, shared prompts once.", "int"),
+        ("prompt_tokens", "tokens", "Of all prompts, each once whatever its number of answers.", "int"),
+    )
+    yield from _group(
+        "engine",
+        ("engine_gap_mean", "nats", "Mean of |engine_logprob - trainer log-prob| over sampled trained tokens."),
+        ("engine_gap_max", "nats", "Largest. A gap that grows over the steps is a bug or a too coarse dtype."),
+    )
+    yield from _group(
+        "machine",
+        ("time/prefill", "seconds", "Computing the prompts."),
+        ("time/decode", "seconds", "Forward passes of decoding."),
+        ("time/draw", "seconds", "Drawing tokens."),
+        ("time/judge", "seconds", "Waiting for verdicts after the last answer was there."),
+        ("time/pack", "seconds", "Credit, and laying answers out in rows."),
+        ("time/score", "seconds", "Extra forwards for old and reference log-probs."),
+        ("time/forward_backward", "seconds", "Training forward and backward."),
+        ("time/optimizer", "seconds", "Clipping and the optimizer."),
+        ("time/save", "seconds", "Checkpoint of the step before this record, if any."),
+        ("time/evaluate", "seconds", "Evaluation that followed the step before this record, if any."),
+        ("time/step", "seconds", "The whole step by the wall clock, without saving and evaluation."),
+        ("tokens_per_second", "tokens/s", "Sampled tokens (cold start: trained tokens) over `time/step`."),
+        ("rollouts_per_second", "answers/s", "Sampled answers over `time/step`."),
+        (
+            "memory_peak_mb",
+            "MB",
+            "Peak resident memory of the process and its live children, in 10^6 bytes.",
+        ),
+    )
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _registry()})
+"""The registry, in the order of the reference page."""
+
+_FAMILIES: Mapping[str, Metric] = MappingProxyType({m.family: m for m in METRICS.values() if m.family is not None})
+
+
+def find(name: str) -> Metric:
+    """The metric that a name in a record stands for: `reward/accuracy` is of the family `reward/<term>`.
+
+    Raises:
+        ValueError: no such metric.
+    """
+    if name in METRICS and METRICS[name].family is None:
+        return METRICS[name]
+    head, slash, tail = name.partition("/")
+    family = _FAMILIES.get(head + slash)
+    unknown_reason = head == "verdict" and tail not in set(Reason)
+    if family is None or not tail or "<" in tail or unknown_reason:
+        raise ValueError(f"metric {name!r} is not in the registry (anabranch.tracking.metrics.METRICS)")
+    return family
+
+
+def validate(record: Mapping[str, Any]) -> None:
+    """Check one record of `metrics.jsonl`. What it refuses is a bug of ours, never a user's mistake.
+
+    Raises:
+        ValueError: an unknown name; a value that is not finite, of another type than registered, a negative count, or
+            a share outside [0, 1]; a record without step or stage; rollouts that are not accounted for.
+    """
+    for name in ("step", "stage"):
+        if name not in record:
+            raise ValueError(f"metric {name!r} is missing from the record")
+    for name, value in record.items():
+        _check_value(name, find(name), value)
+    if record["stage"] not in STAGES:
+        raise ValueError(f"metric 'stage' is {record['stage']!r}, not one of {STAGES}")
+    parts = [f"{part}_rollouts" for part in ("generated", "trained", "skipped", "filtered")]
+    if all(part in record for part in parts):
+        generated, *kinds = (record[part] for part in parts)
+        if generated != sum(kinds):
+            raise ValueError(f"metric 'generated_rollouts' is {generated}, but trained + skipped + filtered is {kinds}")
+
+
+def _check_value(name: str, metric: Metric, value: object) -> None:
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    right = {
+        "str": isinstance(value, str),
+        "int": number and isinstance(value, int | np.integer),
+        "float": number,
+    }[metric.type]
+    if not right:
+        raise ValueError(f"metric {name!r} is {value!r} ({type(value).__name__}), not {metric.type}")
+    if metric.type == "str":
+        return
+    plain = float(value)  # type: ignore[arg-type]
+    if not math.isfinite(plain):
+        raise ValueError(f"metric {name!r} is {plain}, not finite")
+    if metric.type == "int" and plain < 0:
+        raise ValueError(f"metric {name!r} is {value!r}, a negative count")
+    if metric.unit == "share" and not -1e-6 <= plain <= 1 + 1e-6:  # room for a rounded mean of ones
+        raise ValueError(f"metric {name!r} is {plain}, not a share in [0, 1]")
+
+
+_INTRODUCTION = """# Metrics reference
+
+This page is made from the registry in `src/anabranch/tracking/metrics.py`
+(`python -m anabranch.tracking.metrics > docs/metrics.md`); a test holds the two equal, and a record with a name that is
+not listed here is refused when it is written.
+
+A run folder holds three logs, one JSON object a line:
+
+* `metrics.jsonl`: one record a training step, with the numbers below. A number that a step does not have (`kl_ref`
+  without a KL term, anything about answers in the cold start) is left out, never written as zero.
+* `rollouts.jsonl`: one record a sampled answer: `step`, `stage`, problem `key`, `sample`, `source`, `question`,
+  `prompt` (the whole prompt as the model got it, where it was recorded), `answer`, `verdict` (reason code), `detail`,
+  `extracted`, `gold`, `parts` (raw reward terms), `reward`, `stop`, `tokens`, `policy_versions`.
+* `evaluations.jsonl`: one record an evaluation: `step`, `stage` (`before`, `cold_start`, `rl`), `policy_version`,
+  `num_problems`, `num_samples`, `level`, `estimates` (`mean@2`: `value`, `low`, `high`), and `change` (paired
+  difference to an earlier stage) where there is one.
+
+How to read a run in one minute:
+
+* **Does it learn?** `accuracy` and `reward` rise. `dead_groups_wrong` near 1 means too hard, `dead_groups_right` near 1
+  too easy: in both cases nothing is learned, whatever the learning rate.
+* **Is it healthy?** `entropy` falls slowly, not to zero; `truncated` stays low; `grad_norm` has no spikes;
+  `ratio_max` and the clip shares stay moderate; `engine_gap_mean` does not grow.
+* **Is every answer accounted for?** `generated_rollouts` = `trained_rollouts` + `skipped_rollouts` +
+  `filtered_rollouts`, checked at every step.
+* **Where does the time go?** The `time/...` phases against `time/step`.
+
+Numbers of the group *machine* depend on the clock; all others are the same, bit for bit on CPU, in a run that was
+killed and resumed and in one that was never interrupted.
+
+Units: a *share* is in [0, 1]; *nats* are natural logarithms; *answers* are rollouts.
+"""
+
+
+def reference_markdown() -> str:
+    """The text of docs/metrics.md: the introduction and one table a group."""
+    lines = [_INTRODUCTION]
+    for group in dict.fromkeys(metric.group for metric in METRICS.values()):
+        lines += [f"## {group.capitalize()}", "", "| name | type | unit | meaning |", "|---|---|---|---|"]
+        members = [metric for metric in METRICS.values() if metric.group == group]
+        lines += [f"| `{m.name}` | {m.type} | {m.unit} | {m.doc.replace('|', chr(92) + '|')} |" for m in members]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(reference_markdown(), end="")

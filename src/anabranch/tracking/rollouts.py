@@ -1,0 +1,79 @@
+"""The record of one sampled answer in `rollouts.jsonl`."""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+from anabranch.records import UNSAMPLED, Problem, Rollout, Score
+
+
+class RolloutRecord(TypedDict):
+    """One line of `rollouts.jsonl`: everything needed to see why an answer got its reward."""
+
+    step: int
+    stage: str
+    key: str
+    """The problem's identity."""
+    sample: int
+    """Which answer to the problem."""
+    source: str
+    question: str
+    prompt: NotRequired[str]
+    """The whole prompt as the model got it, special tokens and all."""
+    answer: str
+    """The model's text, as it came: hostile input for whoever shows it."""
+    verdict: str
+    """Reason code."""
+    detail: str
+    extracted: str | None
+    gold: str
+    parts: dict[str, float]
+    """Raw value of every reward term."""
+    reward: float
+    stop: str
+    tokens: int
+    """Of the answer."""
+    policy_versions: list[int]
+    """Of the weights that drew the answer's tokens, ascending; more than one if they changed under way."""
+
+
+def rollout_record(
+    step: int, stage: str, problem: Problem, rollout: Rollout, score: Score, *, prompt: str | None = None
+) -> RolloutRecord:
+    """Gather the record of one answer.
+
+    Args:
+        step: as in the step's metrics record.
+        stage: as there.
+        problem: the problem that was asked.
+        rollout: the answer to it.
+        score: what it was given.
+        prompt: the prompt's text; None: left out (it is the same for all answers to a problem).
+
+    Raises:
+        ValueError: the rollout answers another problem (a bug of ours).
+    """
+    if rollout.problem_key != problem.key:
+        raise ValueError(f"rollout of problem {rollout.problem_key!r} recorded with problem {problem.key!r}")
+    versions = {int(version) for segment in rollout.graph.segments for version in segment.policy_version}
+    record = RolloutRecord(
+        step=step,
+        stage=stage,
+        key=problem.key,
+        sample=rollout.sample,
+        source=problem.source,
+        question=problem.question,
+        answer=rollout.text,
+        verdict=score.verdict.reason.value,
+        detail=score.verdict.detail,
+        extracted=score.verdict.extracted,
+        gold=problem.answer,
+        parts=dict(score.parts),
+        reward=score.reward,
+        stop=rollout.stop.value,
+        tokens=rollout.num_answer_tokens,
+        policy_versions=sorted(versions - {UNSAMPLED}),
+    )
+    if prompt is not None:
+        record["prompt"] = prompt
+    return record
