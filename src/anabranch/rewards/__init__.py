@@ -1,0 +1,1 @@
+"""From verdicts to rewards, with every part kept apart."""

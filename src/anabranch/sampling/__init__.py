@@ -1,0 +1,1 @@
+"""Which problems come next: samplers as explicit states with `init` and `draw`."""
