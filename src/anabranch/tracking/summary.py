@@ -10,6 +10,8 @@ from anabranch.tracking.tables import TextTable
 LABELS = {"before": "before", "cold_start": "after cold start", "rl": "after RL"}
 """Stages of an evaluation, in the order of a run, and their names in the table."""
 
+_SINCE = {"before": "the start", "cold_start": "the cold start", "rl": "RL"}
+
 
 class Interval(Protocol):
     """A value with its interval over problems; `evaluation.metrics.Estimate` is one."""
@@ -107,7 +109,7 @@ def _row(record: Mapping[str, Any], names: Sequence[str], with_change: bool) -> 
     cells = [label, *(_percent(estimates[name]) if name in estimates else "-" for name in names)]
     if with_change:
         change = record.get("change")
-        cells.append("-" if change is None else f"{_points(change)} since {LABELS[change['since']]}")
+        cells.append("-" if change is None else f"{_points(change)} since {_SINCE[change['since']]}")
     return (*cells, str(record["num_problems"]), str(record["num_samples"]))
 
 
