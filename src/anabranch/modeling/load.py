@@ -11,15 +11,17 @@ import io
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from importlib import metadata, util
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-import httpx
 import torch
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
@@ -266,14 +268,17 @@ def _check_weights(source: str, report: dict[str, object]) -> None:
 
 
 def _hub_answers() -> bool:
-    """Whether the Hugging Face hub can be reached. If not, its local cache is used at once: its client would retry for
-    half a minute a file.
+    """Whether the Hugging Face hub can be connected to. If not, its local cache is used at once: its own client would
+    try again for half a minute, for every file. Behind a proxy the question is left to that client.
     """
     if constants.HF_HUB_OFFLINE:
         return False
+    if getproxies():
+        return True
+    hub = urlsplit(constants.ENDPOINT)
     try:
-        get_session().head(constants.ENDPOINT, timeout=5.0)
-    except httpx.TransportError:
+        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=5.0).close()
+    except OSError:
         return False
     return True
 

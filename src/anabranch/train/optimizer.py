@@ -24,7 +24,7 @@ def learning_rate(optim: Optim, step: int, total_steps: int) -> float:
     """Learning rate of optimizer step `step`, counted from 0.
 
     Linear warm-up: lr * (step + 1) / warmup for step < warmup, so the first step already moves. After it `constant`
-    stays at lr; `cosine` is lr * (1 + cos(pi * x)) / 2, where x grows from 0 at the end of warm-up to 1 at `total_steps`.
+    stays at lr; `cosine` is lr * (1 + cos(pi * x)) / 2, x growing from 0 at the end of warm-up to 1 at `total_steps`.
     """
     if step < optim.warmup:
         return optim.lr * (step + 1) / optim.warmup
@@ -102,6 +102,12 @@ class MasterOptimizer:
         """Free all gradients, as after a step."""
         for parameter in (*self.compute.values(), *self.masters.values()):
             parameter.grad = None
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Back to moments of zero and step 0, as in a new optimizer on the same weights."""
+        for tensor in self.state_dict().values():
+            tensor.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
         """AdamW's memory as flat tensors `<parameter>.<exp_avg | exp_avg_sq | step>`; by reference, not copied.
