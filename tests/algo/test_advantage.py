@@ -151,6 +151,12 @@ def test_the_token_scale_weights_every_answer_with_its_length():
     )
 
 
+def test_the_token_scale_is_the_spread_of_the_centred_rewards():
+    # the groups differ by 10 and within them by 1: centred 0.5, -0.5, 0.5, -0.5, lengths 1; squares 4 / 4, divisor 3
+    got = advantage([11.0, 10.0, 1.0, 0.0], [0, 0, 1, 1], "group_mean", "token_std")
+    close(got, [0.866025, -0.866025, 0.866025, -0.866025])
+
+
 def test_answers_without_tokens_have_no_token_scale():
     close(advantage([1.0, 0.0], [0, 0], "group_mean", "token_std", lengths=[0, 0]), [0.0, 0.0])
 

@@ -64,6 +64,14 @@ def test_L12_filter_takes_truncated_answers_out_of_the_loss_and_not_out_of_the_s
     close(plain.weight_M, [1 / 24] * 24)
 
 
+@pytest.mark.parametrize("kind", ["none", "soft", "stop_properly"])
+def test_L12_only_the_filter_takes_truncated_answers_out(kind):
+    algorithm = LITE_PPO.model_copy(update={"overlong": Overlong(kind=kind)})
+    got = credit(algorithm, [1.0, 0.0], [0, 0], [1, 3], truncated=[False, True])
+    assert got.keep_B.tolist() == [True, True]
+    close(got.weight_M, [1 / 4] * 4)
+
+
 def test_L12_filter_leaves_answer_means_over_the_kept_answers():
     algorithm = GRPO.model_copy(update={"overlong": Overlong(kind="filter")})
     got = credit(algorithm, [1.0, 0.0], [0, 0], [1, 3], truncated=[False, True])

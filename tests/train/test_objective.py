@@ -342,7 +342,7 @@ def test_metrics_count_only_tokens_that_are_in_the_loss():
         logprob_M=NEW.log(),
         old_logprob_M=(NEW / RHO).log(),
         advantage_M=ADVANTAGE,
-        weight_M=torch.tensor([0.0, 0.5, 0.25, 0.25], dtype=torch.float64),
+        weight_M=torch.tensor([0.0, 0.5, 0.25, 0.25], dtype=torch.float64),  # without token 0, which high clips
         sequence_M=SEQUENCE,
     )
     assert [sums[name].item() for name in ("tokens", "clip_low", "clip_high", "clip_dual")] == [3, 1, 0, 0]
@@ -351,6 +351,25 @@ def test_metrics_count_only_tokens_that_are_in_the_loss():
     assert sums["kl_old_k1"].item() == pytest.approx(-math.log(0.65))
     assert sums["kl_old_k3"].item() == pytest.approx(2.8 - 3 - math.log(0.65))  # sum of ratio - 1 - log ratio
     assert not any(value.requires_grad for value in sums.values())
+
+
+def test_a_clipped_token_outside_the_loss_is_not_counted():
+    _, sums = policy_objective(
+        Algorithm(),
+        logprob_M=NEW.log(),
+        old_logprob_M=(NEW / RHO).log(),
+        advantage_M=ADVANTAGE,
+        weight_M=torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64),
+        sequence_M=SEQUENCE,
+    )
+    assert [sums[name].item() for name in ("tokens", "clip_low", "clip_high")] == [1, 0, 1]
+
+
+def test_reference_log_probs_carry_no_gradient():
+    batch = random_batch(0, [3])
+    batch["ref_logprob_M"].requires_grad_()
+    loss, _ = policy_objective(Algorithm(kl=Kl(kind="loss_k2", coef=1.0)), weight_M=torch.ones(3), **batch)
+    assert torch.autograd.grad(loss, batch["ref_logprob_M"], allow_unused=True) == (None,)
 
 
 def test_old_log_probs_carry_no_gradient_even_if_they_are_the_current_ones():
