@@ -220,6 +220,16 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.89 <= covered / 200 <= 0.99  # 4 standard errors of sqrt(.95 * .05 / 200) = 0.015 below
 
 
+def test_the_interval_has_half_of_the_rest_on_either_side():
+    # many problems: close to the normal interval, mean +- 1.96 standard errors for 95 %, 1.645 for 90 %
+    values = np.random.default_rng(3).normal(size=400)
+    error = values.std() / np.sqrt(400)
+    for level, factor in ((0.95, 1.960), (0.90, 1.645)):
+        estimate = bootstrap_interval(values, level=level, resamples=4000)
+        assert (estimate.high - estimate.value) / error == pytest.approx(factor, rel=0.06)
+        assert (estimate.value - estimate.low) / error == pytest.approx(factor, rel=0.06)
+
+
 def test_the_interval_takes_any_statistic():
     estimate = bootstrap_interval([1.0, 2.0, 9.0], statistic=lambda values: float(np.median(values)))
     assert (estimate.value, estimate.low, estimate.high) == (2.0, 1.0, 9.0)
