@@ -34,6 +34,12 @@ class Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
+    """Text with unprintable characters, line breaks included, in double quotes: other styles lose some."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+Dumper.add_representer(str, _represent_text)
 Loader.add_implicit_resolver(_FLOAT, _SCIENTIFIC, list("-+0123456789"))
 Dumper.add_implicit_resolver(_FLOAT, _SCIENTIFIC, list("-+0123456789"))
 
@@ -93,11 +99,20 @@ def inline(value: Any) -> str:
     """
     if isinstance(value, float):
         return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
-    if isinstance(value, str):
-        return value if _plain(value) else _dump_inline(value, style='"')
-    if isinstance(value, tuple):
-        return inline(list(value))
-    return _dump_inline(value, style='"' if _holds_line_breaks(value) else None)
+    if isinstance(value, str) and _plain(value):
+        return value
+    plain = list(value) if isinstance(value, tuple) else value
+    style = '"' if isinstance(value, str) else None
+    text = yaml.dump(
+        plain,
+        Dumper=Dumper,
+        default_flow_style=True,
+        default_style=style,
+        allow_unicode=True,
+        width=_LONG,
+        sort_keys=False,
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _tag(loader: Loader, text: str) -> str:
@@ -110,32 +125,3 @@ def _plain(text: str) -> bool:
     if not text.isprintable() or text != text.strip() or text == "" or text[0] in "[{\"'":
         return False
     return _tag(Loader(""), text) == "tag:yaml.org,2002:str"
-
-
-def _holds_line_breaks(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_line_breaks, (*value.keys(), *value.values())))
-    if isinstance(value, list | tuple):
-        return any(map(_holds_line_breaks, value))
-    return isinstance(value, str) and not value.isprintable()
-
-
-def _dump_inline(value: Any, style: str | None) -> str:
-    if style and not isinstance(value, str):  # only the texts are quoted: a quoted number would be a text
-        if isinstance(value, dict):
-            return (
-                "{" + ", ".join(f"{_dump_inline(k, style)}: {_dump_inline(v, style)}" for k, v in value.items()) + "}"
-            )
-        if isinstance(value, list | tuple):
-            return "[" + ", ".join(_dump_inline(item, style) for item in value) + "]"
-        style = None
-    text = yaml.dump(
-        value,
-        Dumper=Dumper,
-        default_flow_style=True,
-        default_style=style,
-        allow_unicode=True,
-        width=_LONG,
-        sort_keys=False,
-    )
-    return text.removesuffix("\n").removesuffix("\n...")

@@ -51,7 +51,18 @@ def assignments(path: str, value: object) -> str:
     """What to type on the command line to set `path` to `value`; a mapping becomes one assignment for each key."""
     if isinstance(value, Mapping) and value:
         return " ".join(assignments(f"{path}.{key}", below) for key, below in value.items())
-    return f"{path}={inline(value)}"
+    return f"{path}={inline(_data(value))}"
+
+
+def _data(value: object) -> object:
+    """A value as plain data; `...` for what has no such form."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, Mapping):
+        return {str(key): _data(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_data(below) for below in value]
+    return value if value is None or isinstance(value, str | int | float) else "..."
 
 
 def _found(value: Any) -> str:
@@ -103,7 +114,7 @@ def _fix(place: Place, found: Any) -> str:
         return f"{place.path}={close[0]}"
     if place.field is None or place.field.is_required():
         return f"{place.path}=..." if place.path else "give a mapping of keys"
-    return f"{place.path}={inline(place.field.get_default(call_default_factory=True))}"
+    return assignments(place.path, place.field.get_default(call_default_factory=True))
 
 
 def _first_assignment(place: Place) -> str:

@@ -1,0 +1,106 @@
+"""What the presets promise: methods are points on axes, all else is shared, and each can be loaded by name."""
+
+import inspect
+
+import pytest
+
+from anabranch.errors import RecipeError
+from anabranch.presets import PRESETS, load
+from anabranch.recipe.io import to_yaml
+from anabranch.recipe.overrides import apply
+from anabranch.recipe.show import difference
+
+METHODS = [name for name in PRESETS if name != "quickstart"]
+
+# "lite_ppo" section 6: baseline, scale, whitening, ratio, (low, high), aggregation, (KL, coefficient)
+TABLE = {
+    "ppo_vanilla": ("none", "none", "none", "token", (0.2, 0.2), "seq_mean_token_mean", ("none", 0.0)),
+    "reinforce_pp": ("none", "none", "tokens", "token", (0.2, 0.2), "token_mean", ("reward_k1", 0.01)),
+    "grpo": ("group_mean", "group_std", "none", "token", (0.2, 0.2), "seq_mean_token_mean", ("loss_k3", 0.04)),
+    "dr_grpo": ("group_mean", "none", "none", "token", (0.2, 0.2), "token_sum_constant", ("none", 0.0)),
+    "gspo": ("group_mean", "group_std", "none", "sequence", (3e-4, 4e-4), "seq_mean_token_mean", ("none", 0.0)),
+    "cispo": ("group_mean", "group_std", "none", "detached", (None, 4.0), "token_mean", ("none", 0.0)),
+    "lite_ppo": ("group_mean", "batch_std_raw", "none", "token", (0.2, 0.2), "token_mean", ("none", 0.0)),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_the_rows_of_the_composition_table(name):
+    a = load(name).algorithm
+    row = (a.baseline, a.scale, a.whiten, a.ratio, (a.clip.low, a.clip.high), a.aggregate, (a.kl.kind, a.kl.coef))
+    assert row == TABLE[name]
+    assert (a.clip.dual, a.overlong.kind, a.std) == (None, "none", "unbiased")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_differ_only_in_the_algorithm_and_the_updates_per_batch(name):
+    paths = [path for path, _, _ in difference(load(name), load("lite_ppo"))]
+    assert all(path.startswith("algorithm.") or path == "train.minibatches" for path in paths)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_take_a_file_on_the_command_line_without_anything_else(name):
+    assert apply(load(name), ["data.path=gsm8k.jsonl", "steps=2"]).data.kind == "jsonl"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_whose_ratio_is_the_point_make_several_updates_a_batch(name):
+    assert load(name).train.minibatches == (4 if load(name).algorithm.ratio in ("sequence", "detached") else 1)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_carries_its_name_and_a_description(name):
+    assert load(name).name == name
+    doc = inspect.getdoc(PRESETS[name])
+    assert doc
+    assert name == "quickstart" or ("arXiv:" in doc and "Axes:" in doc)
+
+
+def test_the_quickstart_is_lite_ppo_on_one_digit_sums_after_a_thin_cold_start():
+    quick = load("quickstart")
+    assert quick.algorithm == load("lite_ppo").algorithm
+    assert quick.data.options == {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    assert quick.evaluation is not None
+    assert quick.cold_start is not None
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_data_set_knows_the_options(name):
+    reasoning_gym = pytest.importorskip("reasoning_gym")
+    data = load(name).data
+    problems = reasoning_gym.create_dataset(data.name, seed=data.seed, size=4, **data.options)
+    assert len(problems) == 4
+
+
+def test_the_quickstart_leaves_sums_unseen():
+    reasoning_gym = pytest.importorskip("reasoning_gym")
+    data = load("quickstart").data
+    sums = {
+        p["question"] for p in reasoning_gym.create_dataset(data.name, seed=data.seed, size=data.size, **data.options)
+    }
+    assert 200 - len(sums) >= load("quickstart").evaluation.problems  # 10 x 10 operands, + or -
+
+
+def test_a_name_with_a_slip_is_corrected():
+    with pytest.raises(RecipeError, match=r"found 'lite_pp0'.*\n  fix: lite_ppo"):
+        load("lite_pp0")
+    with pytest.raises(RecipeError, match="fix: see `anabranch recipes`"):
+        load("zzz")
+
+
+def test_a_file_is_loaded_by_its_path(tmp_path, monkeypatch):
+    mine = load("grpo").but(name="mine", steps=3)
+    (tmp_path / "mine.yaml").write_text(to_yaml(mine))
+    monkeypatch.chdir(tmp_path)
+    assert load("mine.yaml") == mine
+    assert load(str(tmp_path / "mine.yaml")) == mine
+    (tmp_path / "noending").write_text(to_yaml(mine))
+    assert load("noending") == mine
+    with pytest.raises(RecipeError, match=r"other\.yaml: found no such file"):
+        load("other.yaml")
+
+
+def test_a_preset_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "grpo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load("grpo").name == "grpo"
