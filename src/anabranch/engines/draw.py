@@ -1,7 +1,7 @@
 """Drawing tokens: inverse cumulative distribution, one uniform number a token, keyed by what the token is.
 
-Randomness is counter-based: token t of sample s of a problem at a step uses the t-th number of a Philox stream whose key
-is a hash of (seed, step, problem key, sample). It depends on nothing else, least of all on a rollout's neighbours.
+Randomness is counter-based: token t of sample s of a problem at a step uses the t-th number of a Philox stream whose
+key is a hash of (seed, step, problem key, sample). It depends on nothing else, least of all on a rollout's neighbours.
 
 Letters: R rows, V vocabulary.
 """
@@ -47,10 +47,7 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tens
     if not greedy and sampling.temperature != 1:
         logits_RV = logits_RV / sampling.temperature
     prob_RV = torch.softmax(logits_RV, dim=-1)
-    if greedy:
-        token_R = logits_RV.argmax(dim=-1)
-    else:
-        token_R = _invert(_truncate(prob_RV, sampling), uniform_R)
+    token_R = logits_RV.argmax(dim=-1) if greedy else _invert(_truncate(prob_RV, sampling), uniform_R)
     chosen_R = prob_RV.gather(1, token_R[:, None])[:, 0]
     return token_R, chosen_R.log()
 
@@ -97,7 +94,7 @@ def _invert(mass_RV: Tensor, uniform_R: Tensor) -> Tensor:
 
 
 def _first_above(cumulative_RN: Tensor, mass_RN: Tensor, goal_R1: Tensor) -> Tensor:
-    """Index [R, 1] of the first cumulative mass above the goal; rounding may leave none, then the last one with mass."""
+    """Index [R, 1] of the first cumulative mass above the goal; the last one with mass where rounding leaves none."""
     N = mass_RN.shape[1]
     first_R1 = (cumulative_RN <= goal_R1).sum(-1, keepdim=True)
     last_R1 = N - 1 - (mass_RN > 0).flip(-1).int().argmax(-1, keepdim=True)

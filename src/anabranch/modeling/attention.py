@@ -1,8 +1,8 @@
 """Stream attention: one attention function, registered with `transformers`, that asks a `Neighbourhood` who sees whom.
 
 Any decoder-only model of `transformers` that calls its attention through the attention interface works: the model
-computes queries, keys and values (rotary positions applied), the neighbourhood does the rest. Trainer and engine use the
-same weights through the same model code; only the neighbourhood differs. Masks come from `anabranch.structure`.
+computes queries, keys and values (rotary positions applied), the neighbourhood does the rest. Trainer and engine use
+the same weights through the same model code; only the neighbourhood differs. Masks come from `anabranch.structure`.
 
 Letters: B batch rows, T tokens of a row, H key-value heads, G query heads a key-value head, D head size.
 """
@@ -68,7 +68,9 @@ def _stream_attention(
                 )
             )
     if dropout:
-        raise ModelError(explain("attention dropout", dropout, "log-probs must be repeatable", "set it to 0 in config.json"))
+        raise ModelError(
+            explain("attention dropout", dropout, "log-probs must be repeatable", "set it to 0 in config.json")
+        )
     assert isinstance(module.layer_idx, int)
     attended = stream.attend(module.layer_idx, query, key, value, scaling)
     return attended.transpose(1, 2).contiguous(), None
@@ -86,14 +88,15 @@ def hidden_states(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tenso
     output = model.base_model(
         input_ids=tokens_BT, position_ids=positions_BT, attention_mask=None, use_cache=False, stream=stream
     )
-    return output.last_hidden_state
+    hidden_BTD: Tensor = output.last_hidden_state
+    return hidden_BTD
 
 
 class RowNeighbourhood:
     """A packed row with a dense mask: what the trainer uses, and what prefills prompts. Batch size 1.
 
-    On a CPU in bfloat16, attention is two batched matrix products around a softmax: the fused kernel's backward is three
-    times slower there. Everywhere else the fused kernel is used.
+    On a CPU in bfloat16, attention is two batched matrix products around a softmax: the fused kernel's backward is
+    three times slower there. Everywhere else the fused kernel is used.
     """
 
     def __init__(self, layout: Layout, *, padded_to: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -1,0 +1,199 @@
+"""Keys and values of rollouts in flight, in two levels: prompts, shared by all their answers, and each answer's own.
+
+A prompt's keys and values are stored once, however many answers it has; an answer attends to its prompt and to its own
+tokens separately and merges the two by their log-sum-exps. Rows in use are always the first ones, and so are prompts:
+one that ends is replaced by the last, so that a decode step works on dense arrays.
+
+Letters: R rows (answers in flight), K prompts in flight, N rows of one prompt, P tokens of a prompt, T own tokens,
+H key-value heads, G query heads a key-value head, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from anabranch.modeling.attention import attend_with_lse, merge
+from anabranch.modeling.forward import round_up
+
+ROW_BUCKET = 16
+TOKEN_BUCKET = 32
+"""Sizes are rounded up to these: CPU kernels are compiled for every shape, so few shapes must occur."""
+
+
+class _Store:
+    """Keys and values of every layer, [items, H, tokens, D], growing along items and tokens."""
+
+    def __init__(self, layers: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._layers = layers
+        self._dtype, self._device = dtype, device
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def reserve(self, items: int, tokens: int, heads: int, size: int) -> None:
+        """Make room; what is stored stays where it is."""
+        if not self.keys:
+            shape = (items, heads, tokens, size)
+            for arrays in (self.keys, self.values):
+                arrays.extend(torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(self._layers))
+        have = self.keys[0].shape
+        more_items, more_tokens = max(0, items - have[0]), max(0, tokens - have[2])
+        if more_items or more_tokens:
+            for arrays in (self.keys, self.values):
+                for layer in range(self._layers):  # one layer at a time: never two copies of the whole store
+                    arrays[layer] = torch.nn.functional.pad(arrays[layer], (0, 0, 0, more_tokens, 0, 0, 0, more_items))
+
+    def move(self, source: int, target: int) -> None:
+        """Overwrite item `target` with item `source`."""
+        for array in (*self.keys, *self.values):
+            array[target] = array[source]
+
+
+class KvCache:
+    """What a decode step needs to know about the past of every row."""
+
+    def __init__(self, *, layers: int, max_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._max_rows = round_up(max_rows, ROW_BUCKET)
+        self._device = device
+        self._own = _Store(layers, dtype, device)
+        self._prompts = _Store(layers, dtype, device)
+        self._prompt_ids: list[int] = []  # slot -> id
+        self._prompt_lengths: list[int] = []
+        self._row_prompts: list[int] = []  # row -> prompt id
+        self._own_length_R = torch.zeros(self._max_rows, dtype=torch.int64, device=device)
+        self._stale = True
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in use."""
+        return len(self._row_prompts)
+
+    def add_prompt(self, prompt: int, keys_HPD: Sequence[Tensor], values_HPD: Sequence[Tensor]) -> None:
+        """Store a prompt under an id, one array [H, P, D] a layer."""
+        slot = len(self._prompt_ids)
+        heads, length, size = keys_HPD[0].shape
+        self._prompts.reserve(slot + 1, round_up(length, TOKEN_BUCKET), heads, size)
+        for layer, (key, value) in enumerate(zip(keys_HPD, values_HPD, strict=True)):
+            self._prompts.keys[layer][slot, :, :length] = key
+            self._prompts.values[layer][slot, :, :length] = value
+        self._prompt_ids.append(prompt)
+        self._prompt_lengths.append(length)
+        self._stale = True
+
+    def remove_prompt(self, prompt: int) -> None:
+        """Forget a prompt that no row refers to any more."""
+        assert prompt not in self._row_prompts
+        slot, last = self._prompt_ids.index(prompt), len(self._prompt_ids) - 1
+        if slot != last:
+            self._prompts.move(last, slot)
+            self._prompt_ids[slot], self._prompt_lengths[slot] = self._prompt_ids[last], self._prompt_lengths[last]
+        self._prompt_ids.pop()
+        self._prompt_lengths.pop()
+        self._stale = True
+
+    def add_row(self, prompt: int) -> None:
+        """Start an answer to a stored prompt; it becomes the last row."""
+        self._own_length_R[self.num_rows] = 0
+        self._row_prompts.append(prompt)
+        self._stale = True
+
+    def remove_row(self, row: int) -> None:
+        """End a row; the last row takes its place."""
+        last = self.num_rows - 1
+        if row != last:
+            self._own_length_R[row] = self._own_length_R[last]
+            self._own.move(last, row)
+            self._row_prompts[row] = self._row_prompts[last]
+        self._row_prompts.pop()
+        self._own_length_R[last] = 0
+        self._stale = True
+
+    def decode_step(self) -> DecodeNeighbourhood:
+        """The neighbourhood for one more token of every row; it stores that token's keys and values as it goes."""
+        rows = round_up(self.num_rows, ROW_BUCKET)
+        tokens = round_up(int(self._own_length_R[: self.num_rows].max()) + 1, TOKEN_BUCKET)
+        _, heads, _, size = self._prompts.keys[0].shape
+        self._own.reserve(self._max_rows, tokens, heads, size)
+        if self._stale:
+            self._arrange(rows)
+            self._stale = False
+        own_length_R = self._own_length_R[:rows].clone()
+        beyond_RT = torch.arange(tokens, device=self._device) > own_length_R[:, None]  # the new token sees itself
+        own_bias = torch.zeros(rows, 1, 1, tokens, device=self._device)
+        own_bias.masked_fill_(beyond_RT[:, None, None, :], float("-inf"))
+        self._own_length_R[: self.num_rows] += 1
+        return DecodeNeighbourhood(
+            own_keys=[key[:rows, :, :tokens] for key in self._own.keys],
+            own_values=[value[:rows, :, :tokens] for value in self._own.values],
+            own_length_R=own_length_R,
+            own_bias=own_bias,
+            prompt_keys=[key[: len(self._prompt_ids), :, : self._longest] for key in self._prompts.keys],
+            prompt_values=[value[: len(self._prompt_ids), :, : self._longest] for value in self._prompts.values],
+            prompt_bias=self._prompt_bias,
+            gather_KN=self._gather_KN,
+            scatter_R=self._scatter_R,
+        )
+
+    def _arrange(self, rows: int) -> None:
+        """Group the rows by prompt: `gather_KN` names the rows of each prompt, `scatter_R` where each row went."""
+        slots = {prompt: slot for slot, prompt in enumerate(self._prompt_ids)}
+        members: list[list[int]] = [[] for _ in slots]
+        for row, prompt in enumerate(self._row_prompts):
+            members[slots[prompt]].append(row)
+        widest = max(len(group) for group in members)
+        gather_KN = torch.zeros(len(members), widest, dtype=torch.int64)
+        scatter_R = torch.zeros(rows, dtype=torch.int64)  # rows beyond the last read anything; nobody reads them
+        for slot, group in enumerate(members):
+            gather_KN[slot, : len(group)] = torch.tensor(group, dtype=torch.int64)
+            scatter_R[group] = torch.arange(len(group)) + slot * widest
+        self._gather_KN = gather_KN.to(self._device)
+        self._scatter_R = scatter_R.to(self._device)
+        lengths_K = torch.tensor(self._prompt_lengths)
+        self._longest = round_up(int(lengths_K.max()), TOKEN_BUCKET)
+        bias_KP = torch.zeros(len(members), self._longest)
+        bias_KP.masked_fill_(torch.arange(self._longest) >= lengths_K[:, None], float("-inf"))
+        self._prompt_bias = bias_KP[:, None, None, :].to(self._device)
+
+
+class DecodeNeighbourhood:
+    """One new token a row: it sees its prompt, the row's earlier tokens and itself."""
+
+    def __init__(
+        self,
+        *,
+        own_keys: list[Tensor],
+        own_values: list[Tensor],
+        own_length_R: Tensor,
+        own_bias: Tensor,
+        prompt_keys: list[Tensor],
+        prompt_values: list[Tensor],
+        prompt_bias: Tensor,
+        gather_KN: Tensor,
+        scatter_R: Tensor,
+    ) -> None:
+        self._own_keys, self._own_values = own_keys, own_values
+        self._own_length_R, self._own_bias = own_length_R, own_bias
+        self._prompt_keys, self._prompt_values, self._prompt_bias = prompt_keys, prompt_values, prompt_bias
+        self._gather_KN, self._scatter_R = gather_KN, scatter_R
+        self._row_R = torch.arange(len(own_length_R), device=own_length_R.device)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `Neighbourhood.attend`: B is R rows, T is 1."""
+        R, H, _, D = key.shape
+        G = query.shape[1] // H
+        K, N = self._gather_KN.shape
+        self._own_keys[layer][self._row_R, :, self._own_length_R] = key[:, :, 0]
+        self._own_values[layer][self._row_R, :, self._own_length_R] = value[:, :, 0]
+        query_RHGD = query.view(R, H, G, D)
+        own, own_lse = attend_with_lse(
+            query_RHGD, self._own_keys[layer], self._own_values[layer], self._own_bias, scale
+        )
+        query_KHND = query_RHGD[self._gather_KN].transpose(1, 2).reshape(K, H, N * G, D)
+        prompt, prompt_lse = attend_with_lse(
+            query_KHND, self._prompt_keys[layer], self._prompt_values[layer], self._prompt_bias, scale
+        )
+        prompt = prompt.view(K, H, N, G, D).transpose(1, 2).reshape(K * N, H, G, D)[self._scatter_R]
+        prompt_lse = prompt_lse.view(K, H, N, G).transpose(1, 2).reshape(K * N, H, G)[self._scatter_R]
+        return merge(prompt, prompt_lse, own, own_lse).view(R, H * G, 1, D)

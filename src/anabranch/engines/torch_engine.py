@@ -1,0 +1,238 @@
+"""The in-process engine: continuous batching over one model that the trainer shares.
+
+    waiting samples --admit--> rows: prompts prefilled once, first tokens drawn
+    rows --decode--> one token each --draw--> finished rows leave as rollouts, waiting samples take their place
+
+The weights are the trainer's own tensors: nothing is copied or reloaded, `load_weights` only notes the version.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from anabranch.engines.draw import draw, uniforms
+from anabranch.engines.kv_cache import ROW_BUCKET, KvCache
+from anabranch.errors import EngineError, explain
+from anabranch.modeling.attention import CapturingNeighbourhood, hidden_states
+from anabranch.modeling.forward import round_up, run_row
+from anabranch.modeling.load import context_length
+from anabranch.records import Request, Rollout, Segment, StopReason, StreamGraph
+from anabranch.structure.layout import concatenate, lay_out
+
+_PREFILL_TOKENS = 1024
+"""Prompts are prefilled in packed rows of about this many tokens."""
+
+
+@dataclass
+class _Row:
+    """One answer in flight."""
+
+    request: int
+    sample: int
+    uniform_T: NDArray[np.float64]
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class TorchEngine:
+    """See `engines.base.Engine`.
+
+    Args:
+        model: loaded with `attn_implementation=modeling.attention.NAME`; shared with the trainer.
+        tokenizer: decodes answers.
+        max_rows: answers decoded at the same time.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_rows: int = 128) -> None:
+        self._model = model
+        self._head = model.get_output_embeddings()
+        self._tokenizer = tokenizer
+        self._max_rows = max_rows
+        self._version = 0
+        self._times: dict[str, float] = {}
+
+    @property
+    def times(self) -> dict[str, float]:
+        """See `Engine.times`."""
+        return dict(self._times)
+
+    def load_weights(self, version: int) -> None:
+        """Note the version of the weights, which are shared with the trainer; restarts `times`."""
+        self._version = version
+        self._times = {"prefill": 0.0, "decode": 0.0, "draw": 0.0}
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
+        """See `Engine.generate`."""
+        for request in requests:
+            self._check(request)
+        return self._run(requests)
+
+    def _check(self, request: Request) -> None:
+        where = f"request for problem {request.problem_key}"
+        if request.num_samples < 1 or not request.prompt_tokens:
+            found = f"{request.num_samples} samples of a prompt of {len(request.prompt_tokens)} tokens"
+            raise EngineError(explain(where, found, "at least one of each is needed", "drop the request"))
+        limit = context_length(self._model)
+        length = len(request.prompt_tokens) + request.sampling.max_new_tokens
+        if length > limit:
+            found = f"a prompt of {len(request.prompt_tokens)} tokens + {request.sampling.max_new_tokens} new ones"
+            raise EngineError(
+                explain(
+                    where, found, f"the model's context is {limit}", "lower rollout.max_new_tokens or drop the problem"
+                )
+            )
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._times[phase] = self._times.get(phase, 0.0) + time.perf_counter() - start
+
+    def _run(self, requests: Sequence[Request]) -> Iterator[Rollout]:
+        waiting = [(index, sample) for index, request in enumerate(requests) for sample in range(request.num_samples)]
+        waiting.reverse()  # the next one is at the end
+        unfinished = [request.num_samples for request in requests]
+        cache = KvCache(
+            layers=self._model.config.num_hidden_layers,
+            max_rows=self._max_rows,
+            dtype=self._model.dtype,
+            device=self._model.device,
+        )
+        prompt_hidden: dict[int, Tensor] = {}
+        rows: list[_Row] = []
+        while waiting or rows:
+            free = self._max_rows - len(rows)
+            if waiting and (not rows or free >= max(1, self._max_rows // 4)):
+                admitted = [waiting.pop() for _ in range(min(free, len(waiting)))]
+                self._prefill(requests, admitted, prompt_hidden, cache)
+                hidden = torch.stack([prompt_hidden[index] for index, _ in admitted])
+                fresh = [self._row(requests[index], index, sample) for index, sample in admitted]
+                for row in fresh:
+                    cache.add_row(row.request)
+                rows.extend(fresh)
+                drawn = fresh
+            else:
+                hidden = self._decode(requests, rows, cache)[: len(rows)]
+                drawn = rows
+            self._draw(requests, drawn, hidden)
+            for position in range(len(rows) - 1, -1, -1):
+                row = rows[position]
+                stop = self._stop(requests[row.request], row)
+                if stop is None:
+                    continue
+                cache.remove_row(position)
+                rows[position] = rows[-1]
+                rows.pop()
+                unfinished[row.request] -= 1
+                if unfinished[row.request] == 0:
+                    cache.remove_prompt(row.request)
+                    del prompt_hidden[row.request]
+                yield self._finish(requests[row.request], row, stop)
+
+    def _row(self, request: Request, index: int, sample: int) -> _Row:
+        number = request.first_sample + sample
+        count = request.sampling.max_new_tokens
+        return _Row(index, number, uniforms(request.seed, request.step, request.problem_key, number, count))
+
+    @torch.no_grad()
+    def _prefill(
+        self,
+        requests: Sequence[Request],
+        admitted: Sequence[tuple[int, int]],
+        prompt_hidden: dict[int, Tensor],
+        cache: KvCache,
+    ) -> None:
+        """Compute the prompts that are not in the cache yet, several in a packed row, each once for all its answers."""
+        new = list(dict.fromkeys(index for index, _ in admitted if index not in prompt_hidden))
+        with self._timed("prefill"):
+            while new:
+                chunk = [new.pop(0)]
+                total = len(requests[chunk[0]].prompt_tokens)
+                while new and total + len(requests[new[0]].prompt_tokens) <= _PREFILL_TOKENS:
+                    total += len(requests[new[0]].prompt_tokens)
+                    chunk.append(new.pop(0))
+                layout = concatenate(
+                    [lay_out(StreamGraph((Segment(np.array(requests[i].prompt_tokens)),))) for i in chunk]
+                )
+                hidden_TD, stream = run_row(self._model, layout, CapturingNeighbourhood)
+                assert isinstance(stream, CapturingNeighbourhood)
+                start = 0
+                for index in chunk:
+                    stop = start + len(requests[index].prompt_tokens)
+                    cache.add_prompt(
+                        index,
+                        [key[:, start:stop] for key in stream.keys_HTD],
+                        [value[:, start:stop] for value in stream.values_HTD],
+                    )
+                    prompt_hidden[index] = hidden_TD[stop - 1].clone()
+                    start = stop
+
+    @torch.no_grad()
+    def _decode(self, requests: Sequence[Request], rows: Sequence[_Row], cache: KvCache) -> Tensor:
+        """Feed every row its last token; returns hidden states [R, D] (R rounded up, the surplus is meaningless)."""
+        with self._timed("decode"):
+            R = round_up(len(rows), ROW_BUCKET)
+            token_R = torch.zeros(R, 1, dtype=torch.int64)
+            position_R = torch.zeros(R, 1, dtype=torch.int64)
+            token_R[: len(rows), 0] = torch.tensor([row.tokens[-1] for row in rows])
+            lengths = [len(requests[row.request].prompt_tokens) + len(row.tokens) - 1 for row in rows]
+            position_R[: len(rows), 0] = torch.tensor(lengths)
+            device = self._model.device
+            return hidden_states(self._model, token_R.to(device), position_R.to(device), cache.decode_step())[:, 0]
+
+    @torch.no_grad()
+    def _draw(self, requests: Sequence[Request], rows: Sequence[_Row], hidden_RD: Tensor) -> None:
+        """Append one token to each of `rows`; rows with equal settings are drawn together."""
+        with self._timed("draw"):
+            by_settings: dict[object, list[int]] = {}
+            for position, row in enumerate(rows):
+                by_settings.setdefault(requests[row.request].sampling, []).append(position)
+            for positions in by_settings.values():
+                sampling = requests[rows[positions[0]].request].sampling
+                for start in range(0, len(positions), self._max_rows):
+                    part = positions[start : start + self._max_rows]
+                    uniform_R = torch.tensor(
+                        [rows[p].uniform_T[len(rows[p].tokens)] for p in part], dtype=torch.float64
+                    )
+                    chosen_RD = hidden_RD if len(part) == len(hidden_RD) else hidden_RD[part]
+                    token_R, logprob_R = draw(self._head(chosen_RD), uniform_R.to(self._model.device), sampling)
+                    for position, token, logprob in zip(part, token_R.tolist(), logprob_R.tolist(), strict=True):
+                        rows[position].tokens.append(token)
+                        rows[position].logprobs.append(logprob)
+
+    def _stop(self, request: Request, row: _Row) -> StopReason | None:
+        sampling = request.sampling
+        if row.tokens[-1] in sampling.stop_tokens:
+            return StopReason.EOS
+        if sampling.stop_strings:
+            longest = max(len(text) for text in sampling.stop_strings)
+            tail = self._tokenizer.decode(row.tokens[-(longest + 4) :])  # every token adds at least part of a character
+            if any(text in tail for text in sampling.stop_strings):
+                return StopReason.STOP_STRING
+        return StopReason.LENGTH if len(row.tokens) >= sampling.max_new_tokens else None
+
+    def _finish(self, request: Request, row: _Row, stop: StopReason) -> Rollout:
+        size = len(row.tokens)
+        answer = Segment(
+            tokens=np.array(row.tokens),
+            parents=(0,),
+            trained=np.ones(size, dtype=np.bool_),
+            engine_logprob=np.array(row.logprobs),
+            policy_version=np.full(size, self._version),
+        )
+        return Rollout(
+            problem_key=request.problem_key,
+            sample=row.sample,
+            graph=StreamGraph((Segment(np.array(request.prompt_tokens)), answer)),
+            text=self._tokenizer.decode(row.tokens, skip_special_tokens=True),
+            stop=stop,
+        )

@@ -1,0 +1,172 @@
+"""Checkpoints: everything a run needs to go on to the same bits, in one folder that is there whole or not at all.
+
+    checkpoints/step-000023/
+        model/                 float32 master weights, config, tokenizer: `from_pretrained` loads it as it is
+        optimizer.safetensors  AdamW's moments
+        state.json             the run's explicit state, and the size of every log at this moment
+        manifest.json          size and BLAKE2b hash of every file above
+
+Written to a temporary folder, flushed to disk, renamed: a kill at any instant leaves the last whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from anabranch.errors import CheckpointError, explain
+from anabranch.train.optimizer import MasterOptimizer
+
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read back and verified."""
+
+    path: Path
+    state: dict[str, Any]
+    log_sizes: dict[str, int]
+
+    @property
+    def model_folder(self) -> Path:
+        """What `transformers` loads."""
+        return self.path / "model"
+
+    def restore(self, optimizer: MasterOptimizer) -> None:
+        """Load masters and moments, exactly as they were; the compute weights follow."""
+        optimizer.load_state_dict(
+            load_file(self.path / "optimizer.safetensors"), load_file(self.model_folder / "model.safetensors")
+        )
+
+
+def save(
+    folder: Path,
+    *,
+    number: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: MasterOptimizer,
+    state: Mapping[str, Any],
+    log_sizes: Mapping[str, int],
+    keep: int,
+) -> Path:
+    """Write checkpoint `number` and remove all but the `keep` newest.
+
+    Raises:
+        CheckpointError: it could not be written (disk full); older checkpoints are untouched.
+    """
+    final = folder / f"step-{number:06d}"
+    partial = folder / f"{_PARTIAL}{final.name}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_model(partial / "model", model, tokenizer, optimizer.master_state())
+        save_file(optimizer.state_dict(), partial / "optimizer.safetensors")
+        _write_json(partial / "state.json", {"number": number, "state": dict(state), "log_sizes": dict(log_sizes)})
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(partial)): _fingerprint(path) for path in files}
+        _write_json(partial / "manifest.json", manifest)
+        for path in [*files, partial / "manifest.json", partial / "model", partial]:
+            _sync(path)
+        if final.exists():  # the same step again, after a resume from an older one: replace it whole
+            final.rename(folder / f"{_PARTIAL}old-{final.name}")
+        partial.rename(final)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = [path.name for path in complete(folder)]
+        raise CheckpointError(
+            explain(
+                str(final),
+                f"{error.strerror or error}",
+                f"a checkpoint must be written whole ({f'{kept[-1]} is untouched' if kept else 'there was none'})",
+                "free some space, then `anabranch resume` the run",
+            )
+        ) from error
+    for path in complete(folder)[:-keep]:
+        shutil.rmtree(path)
+    for path in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path)
+    return final
+
+
+def save_model(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weights: Mapping[str, Tensor]
+) -> None:
+    """A model folder as `transformers` writes it, with these weights (tied ones once)."""
+    folder.mkdir(parents=True)
+    config = copy.deepcopy(model.config)
+    config.dtype = next(iter(weights.values())).dtype
+    config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, verified against its manifest; None if there is none.
+
+    Raises:
+        CheckpointError: the newest checkpoint is damaged.
+    """
+    found = complete(folder)
+    return read(found[-1]) if found else None
+
+
+def read(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or does not match the manifest.
+    """
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name, expected in manifest.items():
+        file = path / name
+        if not file.is_file() or _fingerprint(file) != expected:
+            raise CheckpointError(
+                explain(
+                    str(file),
+                    "contents that do not match manifest.json" if file.is_file() else "no such file",
+                    "a checkpoint is used whole or not at all",
+                    f"remove {path.name}; the run resumes from the one before",
+                )
+            )
+    stored = json.loads((path / "state.json").read_text())
+    return Checkpoint(path=path, state=stored["state"], log_sizes=stored["log_sizes"])
+
+
+def complete(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first: the name is given only when everything is in place."""
+    return sorted(path for path in folder.glob("step-*") if (path / "manifest.json").is_file())
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

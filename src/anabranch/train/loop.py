@@ -1,0 +1,175 @@
+"""The loop: stage after stage, step after step, with evaluations and checkpoints where they are due.
+
+A run killed at any instant resumes from its last checkpoint and repeats what came after it to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from anabranch.errors import RunFolderError, explain
+from anabranch.recipe.tree import Optim
+from anabranch.sampling import uniform
+from anabranch.tasks.base import derived_seed
+from anabranch.train import checkpoint, reference
+from anabranch.train.clock import Clock
+from anabranch.train.held_out import evaluate
+from anabranch.train.optimizer import learning_rate
+from anabranch.train.rl import rl_step
+from anabranch.train.session import Session
+from anabranch.train.state import RunState
+from anabranch.train.supervised import Example, supervised_step
+
+StepFunction = Callable[[Session, RunState, float], tuple[RunState, dict[str, Any], Sequence[Any]]]
+"""(session, state, learning rate) -> (state after the step, its metrics record, records of its answers)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A number of steps of one kind."""
+
+    name: str
+    steps: int
+    pool: int
+    """How many problems or examples the stage draws from."""
+    optim: Optim
+    step: StepFunction
+    seconds: float | None = None
+    """Ends earlier, between steps, when so much wall-clock time has passed."""
+    needs_reference: bool = False
+
+    def over(self, state: RunState) -> bool:
+        """Whether the stage has no step left."""
+        return state.step >= self.steps or (self.seconds is not None and state.seconds >= self.seconds)
+
+
+def plan(session: Session, cold_examples: Sequence[Example], file_examples: Sequence[Example]) -> list[Stage]:
+    """The stages of a run in order: cold start, supervised file, RL; those that the recipe has."""
+    recipe = session.recipe
+    stages = []
+    for name, part, examples in (("cold_start", recipe.cold_start, cold_examples), ("sft", recipe.sft, file_examples)):
+        if part is not None:
+            optim = recipe.optim.model_copy(update={"lr": part.lr, "warmup": part.warmup, "schedule": "constant"})
+            step = partial(supervised_step, examples=examples, stage=name, batch=part.batch)
+            stages.append(Stage(name, part.steps, len(examples), optim, step))
+    if recipe.steps:
+        kl = recipe.algorithm.kl.kind != "none"
+        stages.append(Stage("rl", recipe.steps, len(session.task.problems), recipe.optim, rl_step, recipe.seconds, kl))
+    return stages
+
+
+def start_of(session: Session, stages: Sequence[Stage], number: int, before: RunState | None) -> RunState:
+    """The state in which a stage begins."""
+    stage = stages[number]
+    return RunState(
+        stage=number,
+        step=0,
+        total=before.total if before else 0,
+        version=before.version if before else 0,
+        sampler=uniform.init(stage.pool, derived_seed(stage.name, session.recipe.seed)),
+        barren=0,
+        seconds=0.0,
+    )
+
+
+def run(session: Session, stages: Sequence[Stage], state: RunState | None) -> RunState:
+    """Run what is left of the stages.
+
+    Args:
+        session: everything the stages share; weights and moments belong to `state`.
+        stages: of `plan`.
+        state: of the checkpoint that was restored; None at the very start.
+
+    Returns:
+        The last state, which is also in the last checkpoint.
+
+    Raises:
+        RunFolderError: nothing is left to do.
+    """
+    if state is None:
+        state = start_of(session, stages, 0, None)
+        if session.held_out:
+            evaluate(session, state, "before")
+    elif state.stage == len(stages) - 1 and stages[-1].over(state):
+        raise RunFolderError(
+            explain(
+                str(session.folder.paths.root),
+                f"all {state.step} steps of the last stage done",
+                "nothing is left to do",
+                f"anabranch resume {session.folder.paths.root} --steps {state.step + 10}",
+            )
+        )
+    while True:
+        stage = stages[state.stage]
+        _enter(session, stage, state)
+        while not stage.over(state):
+            state = _step(session, stage, state)
+            _evaluate_if_due(session, stage, state)
+            if state.total % session.recipe.save.every == 0 and not stage.over(state):
+                save(session, state)
+        if session.held_out:
+            evaluate(session, state, stage.name)
+        last = state.stage == len(stages) - 1
+        if not last:
+            state = start_of(session, stages, state.stage + 1, state)
+        save(session, state)
+        if last:
+            return state
+
+
+def _enter(session: Session, stage: Stage, state: RunState) -> None:
+    """A stage begins with fresh moments, RL with a frozen reference; a resumed one finds both as they were."""
+    session.display.stage(stage.name, stage.steps, stage.seconds)
+    session.engine.load_weights(state.version)
+    reference_file = session.folder.paths.root / "reference.safetensors"
+    if state.step == 0:
+        session.optimizer.forget()
+    if stage.needs_reference:
+        make = reference.freeze if state.step == 0 else reference.load
+        session.reference = make(session.model, reference_file)
+
+
+def _step(session: Session, stage: Stage, state: RunState) -> RunState:
+    clock = Clock()
+    lr = learning_rate(stage.optim, state.step, stage.steps)
+    after, record, answers = stage.step(session, state, lr)
+    record.update(session.pending_times)
+    session.pending_times.clear()
+    session.folder.write_metrics(record)
+    for answer in answers:
+        session.folder.rollouts.write(answer)
+    session.folder.commit()
+    session.display.step(record)
+    return replace(after, seconds=state.seconds + clock.elapsed)
+
+
+def _evaluate_if_due(session: Session, stage: Stage, state: RunState) -> None:
+    settings = session.recipe.evaluation
+    if settings is None or not settings.every or stage.name != "rl" or stage.over(state):
+        return
+    if state.step % settings.every == 0:
+        evaluate(session, state, stage.name)
+
+
+def save(session: Session, state: RunState) -> None:
+    """Write a checkpoint of everything: weights, moments, state, log sizes.
+
+    Raises:
+        CheckpointError: it could not be written; older checkpoints are untouched.
+    """
+    session.display.phase("saving")
+    clock = Clock()
+    checkpoint.save(
+        session.folder.paths.checkpoints,
+        number=state.total,
+        model=session.model,
+        tokenizer=session.tokenizer,
+        optimizer=session.optimizer,
+        state=state.to_json(),
+        log_sizes=session.folder.commit(),
+        keep=session.recipe.save.keep,
+    )
+    session.pending_times["time/save"] = session.pending_times.get("time/save", 0.0) + clock.elapsed

@@ -1,0 +1,157 @@
+"""The record of one RL step, from what the step did. Names and meanings: docs/metrics.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from anabranch.batching.pack import packed_tokens
+from anabranch.recipe.tree import Recipe
+from anabranch.records import Reason
+from anabranch.tracking.memory import peak_rss_mb
+from anabranch.train.clock import Clock
+from anabranch.train.state import RunState
+from anabranch.train.trainer import Update
+
+if TYPE_CHECKING:
+    from anabranch.train.rl import Experience, Lesson
+
+Record = dict[str, object]
+
+
+def rl_record(
+    recipe: Recipe,
+    state: RunState,
+    experience: Experience,
+    lesson: Lesson,
+    updates: Sequence[Update],
+    lr: float,
+    engine_times: Mapping[str, float],
+    clock: Clock,
+) -> Record:
+    """One line of `metrics.jsonl`. Numbers that nothing was measured for are left out."""
+    sampled = sum(rollout.num_answer_tokens for rollout in experience.rollouts)
+    record: Record = {
+        "step": state.step + 1,
+        "stage": "rl",
+        "policy_version": state.version,
+        "lr": lr,
+        **_rewards(experience, lesson),
+        **_advantages(lesson),
+        **_answers(experience),
+        **_accounting(experience, lesson),
+        "sampled_tokens": sampled,
+        **_policy(recipe, lesson, updates),
+        **_engine_gap(experience, lesson, updates),
+        **{f"time/{name}": seconds for name, seconds in engine_times.items()},
+        **clock.times(),
+        "time/step": clock.elapsed,
+        "tokens_per_second": sampled / clock.elapsed,
+        "rollouts_per_second": len(experience.rollouts) / clock.elapsed,
+        "memory_peak_mb": peak_rss_mb(),
+    }
+    return record
+
+
+def _rewards(experience: Experience, lesson: Lesson) -> Record:
+    scores, size = experience.scores, len(experience.scores)
+    reasons = Counter(score.verdict.reason for score in scores)
+    correct_B = torch.tensor([score.verdict.reason is Reason.CORRECT for score in scores])
+    reward_B, group_B = experience.reward_B, experience.group_B
+    groups = [group_B == group for group in range(int(group_B.max()) + 1)]
+    dead = [members for members in groups if bool((reward_B[members] == reward_B[members][0]).all())]
+    stats = lesson.credit.stats
+    return {
+        "reward": float(reward_B.mean()),
+        **{f"reward/{name}": float(np.mean([score.parts[name] for score in scores])) for name in scores[0].parts},
+        "accuracy": float(correct_B.double().mean()),
+        **{f"verdict/{reason}": reasons[reason] / size for reason in Reason},
+        "reward_std": stats["sigma_group"],
+        "sigma_batch": stats["sigma_batch"],
+        "dead_groups": len(dead) / len(groups),
+        "dead_groups_right": sum(bool(correct_B[members].all()) for members in dead) / len(groups),
+        "dead_groups_wrong": sum(not bool(correct_B[members].any()) for members in dead) / len(groups),
+    }
+
+
+def _advantages(lesson: Lesson) -> Record:
+    advantage_B = lesson.credit.advantage_B
+    return {
+        "advantage_mean": float(advantage_B.mean()),
+        "advantage_std": float(advantage_B.std()) if len(advantage_B) > 1 else 0.0,
+        "advantage_min": float(advantage_B.min()),
+        "advantage_max": float(advantage_B.max()),
+        "advantage_max_abs": lesson.credit.stats["advantage_abs_max"],
+        "zero_advantage": lesson.credit.stats["zero_advantage_share"],
+    }
+
+
+def _answers(experience: Experience) -> Record:
+    lengths = [rollout.num_answer_tokens for rollout in experience.rollouts]
+    return {
+        "answer_length_mean": float(np.mean(lengths)),
+        "answer_length_min": min(lengths),
+        "answer_length_max": max(lengths),
+        "truncated": float(experience.truncated_B.double().mean()),
+    }
+
+
+def _accounting(experience: Experience, lesson: Lesson) -> Record:
+    generated = len(experience.rollouts)
+    rows = [row for part in lesson.rows for row in part]
+    trained = len({int(answer) for row in rows for answer in row.rollout_M})
+    filtered = int((~lesson.credit.keep_B).sum())
+    first_of_group = [int(torch.nonzero(experience.group_B == g)[0]) for g in range(int(experience.group_B.max()) + 1)]
+    return {
+        "generated_rollouts": generated,
+        "trained_rollouts": trained,
+        "filtered_rollouts": filtered,
+        "skipped_rollouts": generated - trained - filtered,
+        "trained_tokens": sum(len(row.target_M) for row in rows),
+        "packed_tokens": packed_tokens(rows),
+        "prompt_tokens": sum(len(experience.rollouts[index].prompt_tokens) for index in first_of_group),
+    }
+
+
+def _policy(recipe: Recipe, lesson: Lesson, updates: Sequence[Update]) -> Record:
+    """Means over the trained tokens of all updates; nothing if there was none."""
+    record: Record = {}
+    if updates:
+        tokens = sum(update.sums["tokens"] for update in updates)
+
+        def share(name: str) -> float:
+            return sum(update.sums[name] for update in updates) / tokens
+
+        record = {
+            "loss": float(np.mean([update.loss for update in updates])),
+            "grad_norm": float(np.mean([update.grad_norm for update in updates])),
+            "entropy": sum(update.entropy_sum for update in updates) / sum(update.num_tokens for update in updates),
+            "clip_low": share("clip_low"),
+            "clip_high": share("clip_high"),
+            "ratio_mean": share("ratio_sum"),
+            "ratio_max": max(update.sums["ratio_max"] for update in updates),
+            "kl_old_k1": share("kl_old_k1"),
+            "kl_old_k3": share("kl_old_k3"),
+        }
+        if recipe.algorithm.kl.kind.startswith("loss_"):
+            estimator = "kl_ref_k1" if recipe.algorithm.kl.kind == "loss_k1" else "kl_ref_k3"
+            record["kl_ref"] = share(estimator)
+    if recipe.algorithm.kl.kind == "reward_k1" and lesson.old_N is not None and lesson.ref_N is not None:
+        record["kl_ref"] = float((lesson.old_N - lesson.ref_N).mean())
+    return record
+
+
+def _engine_gap(experience: Experience, lesson: Lesson, updates: Sequence[Update]) -> Record:
+    """How far the log-probs of engine and trainer lie apart on tokens that the trainer scored with the same weights."""
+    if not updates:
+        return {}
+    recorded = [
+        segment.engine_logprob[segment.trained] for rollout in experience.rollouts for segment in rollout.graph.segments
+    ]
+    gap_N = (torch.from_numpy(np.concatenate(recorded)) - updates[0].logprob_N).abs()
+    gap_N = gap_N[~gap_N.isnan()]
+    return {"engine_gap_mean": float(gap_N.mean()), "engine_gap_max": float(gap_N.max())}

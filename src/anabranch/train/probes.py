@@ -1,0 +1,112 @@
+"""Start-of-run probes: a run that cannot learn stops early, with a clear message.
+
+* `check_gold`: gold answers must score 1, empty ones 0 (before the first step).
+* `compare_engine`: engine and trainer must agree on the log-probs of sampled tokens (at the first RL step of every
+  process, so also after a resume).
+* `watch`: every reward the same, every answer cut, or no gradient, for several steps in a row from the start.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from anabranch.batching.pack import flat_offsets, pack
+from anabranch.errors import ProbeError, explain
+from anabranch.records import Rollout, Score
+from anabranch.tasks.base import self_check
+from anabranch.train.session import Session
+from anabranch.train.state import RunState
+from anabranch.train.trainer import Update, score
+
+GOLD_PROBLEMS = 16
+"""How many problems `check_gold` looks at."""
+AGREEMENT_ROLLOUTS = 16
+"""How many answers `compare_engine` scores."""
+LARGEST_GAP = {"float32": 1e-3, "bfloat16": 0.05}
+"""Mean absolute gap in nats that is still rounding; measured: 2e-6 in float32, 0.025 in bfloat16 (SmolLM2-135M)."""
+
+
+def check_gold(session: Session) -> None:
+    """Prove on a sample of problems that right answers are accepted.
+
+    Raises:
+        DataError: they are not.
+    """
+    self_check(session.task, session.judge, GOLD_PROBLEMS)
+
+
+def compare_engine(session: Session, rollouts: Sequence[Rollout]) -> None:
+    """Score a few answers with the trainer and compare with what the engine recorded; once a process.
+
+    Raises:
+        ProbeError: they disagree by more than rounding.
+    """
+    if session.probed:
+        return
+    probe = rollouts[:: max(1, len(rollouts) // AGREEMENT_ROLLOUTS)][:AGREEMENT_ROLLOUTS]
+    graphs = [rollout.graph for rollout in probe]
+    rows = pack(graphs, list(range(len(graphs))), row_tokens=session.recipe.train.row_tokens)
+    temperature = session.recipe.rollout.temperature
+    logprob_N = score(session.model, rows, int(flat_offsets(graphs)[-1]), temperature=temperature)
+    recorded = [segment.engine_logprob[segment.trained] for graph in graphs for segment in graph.segments]
+    gap = float((torch.from_numpy(np.concatenate(recorded)) - logprob_N).abs().mean())
+    limit = session.recipe.probes.agreement or LARGEST_GAP[session.recipe.model.dtype]
+    if not gap <= limit:
+        raise ProbeError(
+            explain(
+                "engine and trainer",
+                f"a mean gap of {gap:.2g} nats between their log-probs of {len(logprob_N)} sampled tokens",
+                f"it may be at most {limit:g} ({session.recipe.model.dtype}): training would follow the wrong gradient",
+                "model.dtype=float32 shows whether it is rounding; probes.agreement sets the limit",
+            )
+        )
+    session.probed = True
+
+
+def watch(
+    session: Session, state: RunState, scores: Sequence[Score], rollouts: Sequence[Rollout], updates: Sequence[Update]
+) -> int:
+    """Count barren steps from the start of RL.
+
+    Returns:
+        `RunState.barren` after this step.
+
+    Raises:
+        ProbeError: `probes.patience` barren steps in a row from the first one on.
+    """
+    if state.barren < 0 or any(update.grad_norm > 0 for update in updates):
+        return -1
+    barren, patience = state.barren + 1, session.recipe.probes.patience
+    if barren >= patience:
+        found, fix = _diagnosis(scores, rollouts)
+        raise ProbeError(
+            explain(
+                f"the first {barren} RL steps",
+                f"{found}, so the gradient is zero",
+                "a run must have something to learn from",
+                fix,
+            )
+        )
+    return barren
+
+
+def _diagnosis(scores: Sequence[Score], rollouts: Sequence[Rollout]) -> tuple[str, str]:
+    """What is wrong with the last of the barren steps, and what to try."""
+    if all(rollout.truncated for rollout in rollouts):
+        limit = max(rollout.num_answer_tokens for rollout in rollouts)
+        return f"every answer cut at {limit} tokens", "raise rollout.max_new_tokens, or ask for shorter answers"
+    rewards = {score.reward for score in scores}
+    if len(rewards) > 1:
+        return (
+            "rewards that agree within every group",
+            "more answers a problem (rollout.per_problem), or other problems",
+        )
+    reasons = Counter(score.verdict.reason.value for score in scores)
+    found = f"every reward {rewards.pop():g} ({', '.join(f'{count} {name}' for name, count in reasons.most_common())})"
+    if reasons.most_common(1)[0][0] == "no_answer":
+        return found, "a cold start (cold_start.steps=13), or another prompt.instruction or answer.extract"
+    return found, "easier or harder problems (data.options), a cold start, or more answers a problem"

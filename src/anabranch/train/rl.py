@@ -1,0 +1,201 @@
+"""One RL step, the part to read aloud:
+
+draw problems -> sample answers, judging each as it finishes -> credit -> pack -> score -> update -> observe.
+
+No line here asks which algorithm it is. Letters: B answers of the step, M trained tokens of a row, N of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anabranch.batching.credit import Credit, assign_credit
+from anabranch.batching.pack import Row, flat_offsets, pack
+from anabranch.records import Problem, Rollout, Score
+from anabranch.rewards.overlong import apply_overlong
+from anabranch.rewards.total import total
+from anabranch.sampling.uniform import draw
+from anabranch.tracking.rollouts import RolloutRecord, rollout_record
+from anabranch.train import probes
+from anabranch.train.clock import Clock
+from anabranch.train.measure import rl_record
+from anabranch.train.objective import policy_objective
+from anabranch.train.session import Session
+from anabranch.train.state import RunState
+from anabranch.train.trainer import Update, score, update
+
+
+@dataclass(frozen=True)
+class Experience:
+    """The judged answers of one step, in order: group after group, sample after sample."""
+
+    problems: Sequence[Problem]
+    """The problem of each answer."""
+    rollouts: Sequence[Rollout]
+    scores: Sequence[Score]
+    group_B: Tensor
+    """int64 [B]: which of the step's drawn problems an answer belongs to."""
+    sequence_N: Tensor
+    """int64 [N]: which answer a trained token belongs to."""
+
+    @property
+    def reward_B(self) -> Tensor:
+        """float64 [B]."""
+        return torch.tensor([score.reward for score in self.scores], dtype=torch.float64)
+
+    @property
+    def truncated_B(self) -> Tensor:
+        """bool [B]."""
+        return torch.tensor([rollout.truncated for rollout in self.rollouts])
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a step learns from: credit, rows for each optimizer step, and the log-probs they are compared with."""
+
+    credit: Credit
+    rows: Sequence[Sequence[Row]]
+    """By mini-batch."""
+    old_N: Tensor | None
+    """float32 [N], NaN where not needed; None: every update is the first of its batch (old = current, detached)."""
+    ref_N: Tensor | None
+    """float32 [N]; None: no KL term."""
+
+
+def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dict[str, object], list[RolloutRecord]]:
+    """One step on the next problems; returns the new state, the step's record, and a record of every answer."""
+    clock = Clock()
+    indices, sampler = draw(state.sampler, session.recipe.rollout.prompts)
+    experience = gather(session, [session.task.problems[index] for index in indices], state.step, clock)
+    probes.compare_engine(session, experience.rollouts)
+    lesson = prepare(session, experience, clock)
+    updates = learn(session, lesson, lr, clock)
+    barren = probes.watch(session, state, experience.scores, experience.rollouts, updates)
+    record = rl_record(session.recipe, state, experience, lesson, updates, lr, {**session.engine.times}, clock)
+    after = replace(
+        state,
+        step=state.step + 1,
+        total=state.total + 1,
+        version=state.version + len(updates),
+        sampler=sampler,
+        barren=barren,
+    )
+    session.engine.load_weights(after.version)
+    answered = zip(experience.problems, experience.rollouts, experience.scores, strict=True)
+    return after, record, [rollout_record(after.step, "rl", *answer) for answer in answered]
+
+
+def gather(session: Session, problems: Sequence[Problem], step: int, clock: Clock) -> Experience:
+    """Sample, judge and score answers to the problems."""
+    settings, overlong = session.recipe.rollout, session.recipe.algorithm.overlong
+    requests = session.requests(problems, settings.per_problem, step)
+    rollouts, verdicts = session.answers(problems, requests, session.judge, clock)
+    scores = [
+        apply_overlong(overlong, total(session.recipe.reward, rollout, verdict), rollout, settings.max_new_tokens)
+        for rollout, verdict in zip(rollouts, verdicts, strict=True)
+    ]
+    return Experience(
+        problems=[problem for problem in problems for _ in range(settings.per_problem)],
+        rollouts=rollouts,
+        scores=scores,
+        group_B=torch.arange(len(problems)).repeat_interleave(settings.per_problem),
+        sequence_N=torch.from_numpy(
+            np.repeat(np.arange(len(rollouts)), np.diff(flat_offsets([rollout.graph for rollout in rollouts])))
+        ),
+    )
+
+
+def prepare(session: Session, experience: Experience, clock: Clock) -> Lesson:
+    """Credit of every token, packed rows for each optimizer step, and the log-probs of other policies."""
+    recipe = session.recipe
+    kl, count, num_slots = recipe.algorithm.kl, recipe.train.minibatches, len(experience.sequence_N)
+    graphs, groups = [rollout.graph for rollout in experience.rollouts], experience.group_B.tolist()
+    minibatch_B = experience.group_B * count // recipe.rollout.prompts  # whole groups, in the order they were drawn
+
+    def scored(model: object, rows: Sequence[Row]) -> Tensor:
+        session.display.phase("scoring")
+        with clock.phase("score"):
+            return score(model, rows, num_slots, temperature=recipe.rollout.temperature)
+
+    old_N = ref_N = penalty_N = None
+    if kl.kind == "reward_k1":  # every token's penalty is part of the reward: it must be known before credit
+        everything = pack(graphs, groups, row_tokens=recipe.train.row_tokens)
+        old_N, ref_N = scored(session.model, everything), scored(session.reference, everything)
+        penalty_N = (old_N - ref_N).double()
+    with clock.phase("pack"):
+        credit = assign_credit(
+            recipe.algorithm,
+            reward_B=experience.reward_B,
+            group_B=experience.group_B,
+            sequence_M=experience.sequence_N,
+            truncated_B=experience.truncated_B,
+            max_new_tokens=recipe.rollout.max_new_tokens,
+            kl_penalty_M=penalty_N,
+            minibatch_B=minibatch_B,
+        )
+        learns_B = teaches(credit, experience.sequence_N, len(graphs), kl_in_loss=kl.kind.startswith("loss_"))
+        rows = [
+            pack(graphs, groups, (learns_B & (minibatch_B == index)).tolist(), row_tokens=recipe.train.row_tokens)
+            for index in range(count)
+        ]
+    if kl.kind.startswith("loss_"):
+        ref_N = scored(session.reference, [row for part in rows for row in part])
+    if count > 1 and old_N is None:
+        old_N = scored(session.model, [row for part in rows[1:] for row in part])
+    return Lesson(credit, rows, old_N, ref_N)
+
+
+def teaches(credit: Credit, sequence_N: Tensor, num_rollouts: int, *, kl_in_loss: bool) -> Tensor:
+    """bool [B]: answers whose gradient can differ from 0. The others are not packed, which changes no gradient.
+
+    A KL loss teaches on every answer in the loss; otherwise an answer teaches if a token of it has an advantage.
+    """
+    counts_N = credit.weight_M != 0
+    if not kl_in_loss:
+        counts_N = counts_N & (credit.advantage_M != 0)
+    return torch.bincount(sequence_N[counts_N], minlength=num_rollouts) > 0
+
+
+def learn(session: Session, lesson: Lesson, lr: float, clock: Clock) -> list[Update]:
+    """One optimizer step for every mini-batch that has something to teach."""
+    algorithm, temperature = session.recipe.algorithm, session.recipe.rollout.temperature
+    advantage_N, weight_N = lesson.credit.advantage_M.float(), lesson.credit.weight_M.float()
+    kl_in_loss = algorithm.kl.kind.startswith("loss_")
+    updates: list[Update] = []
+
+    def objective(row: Row, logprob_M: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def here(value_N: Tensor) -> Tensor:
+            return value_N[torch.from_numpy(row.slot_M)].to(logprob_M.device)
+
+        on_policy = not updates or lesson.old_N is None  # the weights that sampled are the current ones
+        return policy_objective(
+            algorithm,
+            logprob_M=logprob_M,
+            old_logprob_M=logprob_M.detach() if on_policy else here(lesson.old_N),  # type: ignore[arg-type]
+            advantage_M=here(advantage_N),
+            weight_M=here(weight_N),
+            sequence_M=torch.from_numpy(row.rollout_M).to(logprob_M.device),
+            ref_logprob_M=here(lesson.ref_N) if kl_in_loss and lesson.ref_N is not None else None,
+        )
+
+    for rows in lesson.rows:
+        if not rows:
+            continue  # every group of this mini-batch agrees
+        session.display.phase(f"training {len(updates) + 1}/{len(lesson.rows)}")
+        with clock.phase("forward_backward"):
+            done = update(
+                session.model,
+                session.optimizer,
+                rows,
+                objective,
+                len(advantage_N),
+                lr=lr,
+                temperature=temperature,
+            )
+        updates.append(done)
+    return updates

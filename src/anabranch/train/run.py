@@ -1,0 +1,197 @@
+"""Start a run, or go on with one: everything is checked and opened in an order in which mistakes cost nothing.
+
+Data first (a missing file needs no model), then the run folder, the judge and the gold answers, then the model.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from anabranch.engines.torch_engine import TorchEngine
+from anabranch.errors import DataError, RunFolderError, explain
+from anabranch.modeling.attention import NAME
+from anabranch.modeling.devices import choose_dtype, full_determinism, set_threads
+from anabranch.modeling.load import context_length, load_model, load_tokenizer
+from anabranch.modeling.logprob import check_head
+from anabranch.recipe.io import from_yaml, to_yaml
+from anabranch.recipe.tree import Recipe
+from anabranch.records import Problem
+from anabranch.tasks.base import open_task, spread
+from anabranch.tasks.judge import Judge
+from anabranch.tasks.solutions import read_solutions
+from anabranch.tasks.worked import worked_answer
+from anabranch.tracking.display import make_display
+from anabranch.tracking.files import write_atomic
+from anabranch.tracking.jsonl import read_jsonl
+from anabranch.tracking.run_folder import RunFolder
+from anabranch.tracking.summary import summary_table
+from anabranch.train import checkpoint, loop, probes
+from anabranch.train.optimizer import MasterOptimizer
+from anabranch.train.session import Session, settle
+from anabranch.train.state import RunState
+from anabranch.train.supervised import Example
+
+
+def start(recipe: Recipe, path: Path) -> None:
+    """Train from the beginning, in a new run folder.
+
+    Raises:
+        AnabranchError: a mistake in the recipe, the data or the model, a probe that failed, a full disk, ...
+    """
+    data = _RunData(recipe)
+    recipe = recipe.model_copy(update={"model": settle(recipe.model)})
+    with RunFolder.create(path, to_yaml(recipe), recipe.name) as folder:
+        _run(recipe, data, folder, None)
+
+
+def resume(path: Path, steps: int | None) -> None:
+    """Go on from the last checkpoint, or from the beginning if there is none yet.
+
+    Args:
+        path: the run folder.
+        steps: RL steps in all, instead of the recipe's; written into the run's recipe.
+
+    Raises:
+        AnabranchError: as `start`; or nothing is left to do, or a checkpoint is damaged.
+    """
+    with RunFolder.open(path) as folder:
+        recipe = from_yaml(folder.recipe_yaml())
+        found = checkpoint.latest(folder.paths.checkpoints)
+        if steps is not None:
+            if steps < recipe.steps:
+                raise RunFolderError(
+                    explain(
+                        "--steps",
+                        steps,
+                        f"the run is set to {recipe.steps}; it can only go on further",
+                        "a larger number",
+                    )
+                )
+            recipe = Recipe.model_validate({**recipe.model_dump(), "steps": steps})
+        data = _RunData(recipe)
+        if steps is not None:
+            write_atomic(folder.paths.recipe, to_yaml(recipe))
+        folder.cut_logs(found.log_sizes if found else None)
+        set_threads(recipe.model.threads)
+        _run(recipe, data, folder, found)
+
+
+class _RunData:
+    """Problems and examples of a run, all read and checked.
+
+    Raises:
+        DataError: something cannot be read, or there are too few held-out problems.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.task = self.held_task = open_task(recipe.data, recipe.answer)
+        self.held_out: tuple[Problem, ...] = ()
+        settings = recipe.evaluation
+        if settings is not None and settings.data is None:
+            self.held_out = self.task.held_out(settings.problems, recipe.seed)
+        elif settings is not None and settings.data is not None:
+            self.held_task = open_task(settings.data, recipe.answer)
+            self.held_out = spread(self.held_task.problems, settings.problems)
+        self.cold = [Example(p, worked_answer(p)) for p in self.task.problems] if recipe.cold_start else []
+        self.file = [Example(p, text) for p, text in read_solutions(recipe.sft)] if recipe.sft else []
+
+
+def _run(recipe: Recipe, data: _RunData, folder: RunFolder, found: checkpoint.Checkpoint | None) -> None:
+    with _session(recipe, data, folder, found) as session:
+        stages = loop.plan(session, data.cold, data.file)
+        _say_what_comes(session, stages, found)
+        probes.check_gold(session)
+        _check_prompts(session, [*data.task.problems, *data.held_out])
+        state = None if found is None else RunState.from_json(found.state, [stage.pool for stage in stages])
+        loop.run(session, stages, state)
+        _say_what_was(session)
+
+
+@contextmanager
+def _session(
+    recipe: Recipe, data: _RunData, folder: RunFolder, found: checkpoint.Checkpoint | None
+) -> Iterator[Session]:
+    """Everything a run needs, closed again at the end."""
+    with ExitStack() as stack:
+        display = stack.enter_context(make_display(sys.stdout))
+        limits = recipe.answer.workers, recipe.answer.timeout
+        judge = stack.enter_context(Judge(data.task.checker, *limits))
+        other = data.held_task is not data.task
+        held_judge = stack.enter_context(Judge(data.held_task.checker, *limits)) if other else judge
+        full_determinism()
+        source = str(found.model_folder) if found else recipe.model.source
+        display.phase(f"loading {source}")
+        tokenizer = load_tokenizer(source)
+        dtype = choose_dtype(recipe.model.dtype, torch.device(recipe.model.device))
+        model = load_model(source, dtype, torch.device(recipe.model.device), attention=NAME)
+        check_head(model)
+        optimizer = MasterOptimizer(model, recipe.optim)
+        if found is not None:
+            found.restore(optimizer)
+        yield Session(
+            recipe=recipe,
+            folder=folder,
+            display=display,
+            task=data.task,
+            held_out=data.held_out,
+            judge=judge,
+            held_judge=held_judge,
+            tokenizer=tokenizer,
+            model=model,
+            optimizer=optimizer,
+            engine=TorchEngine(model, tokenizer, max_rows=recipe.engine.max_rows),
+        )
+
+
+def _check_prompts(session: Session, problems: Sequence[Problem]) -> None:
+    """No prompt may be too long for the context. Bytes bound tokens, so that only suspects are encoded.
+
+    Raises:
+        DataError: one is; names the problem.
+    """
+    limit = context_length(session.model) - session.recipe.rollout.max_new_tokens
+    template = len(session.prompt_tokens(problems[0])) + 64
+    for problem in problems:
+        if len(problem.question.encode("utf-8", "surrogatepass")) + template <= limit:
+            continue
+        length = len(session.prompt_tokens(problem))
+        if length > limit:
+            raise DataError(
+                explain(
+                    f"problem {problem.key} ({problem.question[:60]!r})",
+                    f"a prompt of {length} tokens",
+                    f"the context of {context_length(session.model)} leaves {limit} beside rollout.max_new_tokens="
+                    f"{session.recipe.rollout.max_new_tokens}",
+                    "remove the problem, lower rollout.max_new_tokens, or take a model with a longer context",
+                )
+            )
+
+
+def _say_what_comes(session: Session, stages: Sequence[loop.Stage], found: checkpoint.Checkpoint | None) -> None:
+    recipe, note = session.recipe, session.display.note
+    parameters = sum(parameter.numel() for parameter in session.model.parameters())
+    size = f"{parameters / 1e6:.0f}M" if parameters >= 1e6 else f"{parameters:,}"
+    note(
+        f"{recipe.model.source}: {size} parameters, {recipe.model.dtype} on {recipe.model.device}, "
+        f"{recipe.model.threads} threads"
+    )
+    held = f", {len(session.held_out)} held out" if session.held_out else ""
+    note(f"{session.task.name}: {len(session.task.problems)} training problems{held}")
+    if found is not None:
+        note(f"resuming from {found.path.name}")
+    else:
+        note("stages: " + ", ".join(f"{stage.name} ({stage.steps} steps)" for stage in stages))
+
+
+def _say_what_was(session: Session) -> None:
+    path = session.folder.paths.root
+    if session.held_out:
+        session.display.table(summary_table(read_jsonl(session.folder.evaluations.path)))
+    newest = checkpoint.complete(session.folder.paths.checkpoints)[-1]
+    session.display.note(f"run written to {path}: metrics.jsonl, rollouts.jsonl, {newest.relative_to(path)}")
+    session.display.note(f"next: anabranch eval {path}    anabranch resume {path} --steps {session.recipe.steps + 10}")

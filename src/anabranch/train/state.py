@@ -1,0 +1,56 @@
+"""Everything a run remembers between steps, beside weights and moments: small, explicit, saved in every checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from anabranch.errors import CheckpointError, explain
+from anabranch.sampling import uniform
+from anabranch.sampling.uniform import UniformState
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands. `step` counts the finished steps of stage number `stage`."""
+
+    stage: int
+    step: int
+    total: int
+    """Finished steps over all stages; numbers the checkpoints."""
+    version: int
+    """Optimizer steps taken since the start of the run: the policy version."""
+    sampler: UniformState
+    """Which examples or problems of the current stage come next."""
+    barren: int
+    """RL steps in a row, from the first one on, in which nothing could be learned; -1 once one could (see `probes`)."""
+    seconds: float
+    """Wall-clock time spent in the current stage."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, exact."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], pools: Sequence[int]) -> RunState:
+        """The inverse of `to_json`.
+
+        Args:
+            stored: what `to_json` gave.
+            pools: how many problems or examples each stage draws from now.
+
+        Raises:
+            CheckpointError: the state is of another number of stages or problems.
+        """
+        if not 0 <= stored["stage"] < len(pools):
+            raise CheckpointError(
+                explain(
+                    "state.json",
+                    f"stage number {stored['stage']}",
+                    f"the recipe has {len(pools)} stages",
+                    "resume with the recipe that the run was started with",
+                )
+            )
+        sampler = uniform.from_json(stored["sampler"], pools[stored["stage"]])
+        return cls(**{**stored, "sampler": sampler})

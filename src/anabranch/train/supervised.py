@@ -1,0 +1,75 @@
+"""One supervised step: mean negative log-prob of the trained tokens of a batch of worked examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from anabranch.batching.pack import Row, flat_offsets, pack, packed_tokens
+from anabranch.records import Problem, Segment, StreamGraph
+from anabranch.sampling.uniform import draw
+from anabranch.tracking.memory import peak_rss_mb
+from anabranch.tracking.rollouts import RolloutRecord
+from anabranch.train.clock import Clock
+from anabranch.train.session import Session
+from anabranch.train.state import RunState
+from anabranch.train.trainer import update
+
+
+@dataclass(frozen=True)
+class Example:
+    """A problem with a worked answer to learn."""
+
+    problem: Problem
+    solution: str
+
+
+def example_graph(session: Session, example: Example) -> StreamGraph:
+    """Prompt -> answer, every answer token trained, the end of the answer too."""
+    answer = session.tokenizer(example.solution, add_special_tokens=False)["input_ids"]
+    tokens = np.array([*answer, *session.end_of_answer])
+    prompt = Segment(np.array(session.prompt_tokens(example.problem)))
+    return StreamGraph((prompt, Segment(tokens, parents=(0,), trained=np.ones(len(tokens), dtype=np.bool_))))
+
+
+def supervised_step(
+    session: Session, state: RunState, lr: float, *, examples: Sequence[Example], stage: str, batch: int
+) -> tuple[RunState, dict[str, object], list[RolloutRecord]]:
+    """One optimizer step on the next `batch` examples; returns the new state, the step's record, and no answers."""
+    clock = Clock()
+    with clock.phase("pack"):
+        indices, sampler = draw(state.sampler, batch)
+        chosen = [examples[index] for index in indices]
+        graphs = [example_graph(session, example) for example in chosen]
+        num_tokens = int(flat_offsets(graphs)[-1])
+        groups = list(range(len(graphs)))
+        rows = pack(graphs, groups, row_tokens=session.recipe.train.row_tokens)
+
+    def objective(row: Row, logprob_M: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return -logprob_M.sum() / num_tokens, {}
+
+    session.display.phase("training")
+    with clock.phase("forward_backward"):
+        done = update(session.model, session.optimizer, rows, objective, num_tokens, lr=lr, temperature=1.0)
+    session.engine.load_weights(state.version + 1)
+    record: dict[str, object] = {
+        "step": state.step + 1,
+        "stage": stage,
+        "policy_version": state.version,
+        "loss": done.loss,
+        "entropy": done.entropy_sum / num_tokens,
+        "grad_norm": done.grad_norm,
+        "lr": lr,
+        "trained_tokens": num_tokens,
+        "packed_tokens": packed_tokens(rows),
+        "prompt_tokens": sum(len(graph.segments[0]) for graph in graphs),
+        **clock.times(),
+        "time/step": clock.elapsed,
+        "tokens_per_second": num_tokens / clock.elapsed,
+        "memory_peak_mb": peak_rss_mb(),
+    }
+    after = replace(state, step=state.step + 1, total=state.total + 1, version=state.version + 1, sampler=sampler)
+    return after, record, []
