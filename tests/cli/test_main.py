@@ -1,4 +1,4 @@
-"""What the command line promises: it answers at once, prints one message for a mistake, and passes on what was asked."""
+"""What the command line promises: it answers at once, a mistake gives one message, and what was asked is passed on."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from anabranch.cli.main import app
 from anabranch.errors import RecipeError
 from anabranch.presets import PRESETS, load
 from anabranch.recipe.io import from_yaml, to_yaml
-from anabranch.recipe.tree import HubDataset, JsonLines, ReasoningGym
+from anabranch.recipe.tree import HubDataset, JsonLines, ReasoningGym, Sft
 
 HEAVY = ("torch", "transformers", "reasoning_gym", "math_verify")
 
@@ -107,8 +107,8 @@ def test_show_against_prints_exactly_the_rows_that_differ():
         (["train", "grpo", "rollout.per_problem=1"], "rollout.per_problem: found 1"),
         (["train", "grpo", "--steps", "0"], "steps: found 0"),
         (["train", "grpo", "--seconds", "0"], "seconds: found 0"),
-        (["train", "grpo", "sft.path=a.jsonl"], "only `anabranch sft` reads it"),
         (["sft", "grpo"], "sft.path: found nothing"),
+        (["sft", "grpo", "sft.path=a.jsonl", "steps=7"], "steps: found 7, but these are RL steps"),
         (["eval", "some/model"], "--data: found nothing"),
         (["eval", "some/model", "--data", "a.jsonl", "evaluation.sample=3"], "evaluation.sample: found an unknown key"),
     ],
@@ -203,6 +203,11 @@ def test_evaluation_of_a_run_on_a_file_without_held_out_data_asks_for_some():
     trained = load("grpo").but(data=JsonLines(path="a.jsonl"))
     with pytest.raises(RecipeError, match=r"evaluation\.data: found None"):
         commands.evaluation_recipe(trained, None, None, None, [])
+
+
+def test_sft_leaves_out_what_is_not_supervised_on_the_file():
+    recipe = commands.sft_recipe(load("quickstart"), ["sft.path=a.jsonl", "sft.steps=7"])
+    assert (recipe.steps, recipe.cold_start, recipe.sft) == (0, None, Sft(path="a.jsonl", steps=7))
 
 
 def test_a_recipe_file_is_a_recipe_everywhere(tmp_path):

@@ -94,7 +94,6 @@ QUICK = load("quickstart")
         ),
         (QUICK, "data.name=countdown data.options={}", "cold_start: found one on 'countdown'", "cold_start=null"),
         (GRPO, "cold_start.steps=3 data.path=a.jsonl", "cold_start: found one on 'jsonl'", "cold_start=null"),
-        (QUICK, "sft.path=a.jsonl", "both cold_start and sft", "sft=null"),
         (QUICK, "reward.1.term=accuracy", "found 2 terms 'accuracy'", "one term"),
         (QUICK, "reward=[]", "reward: found no term", "reward=[{term: accuracy}]"),
         (QUICK, "reward.0.weight=0 reward.1={term: format, weight: 0}", "all weights 0", "reward.0.weight=1.0"),
@@ -121,6 +120,8 @@ def test_a_setting_that_cannot_work_or_would_be_ignored_is_refused_with_a_fix(ba
         ["algorithm.scale=none", "algorithm.whiten=tokens", "algorithm.std=population"],
         ["train.minibatches=16"],
         ["steps=0"],  # the cold start alone
+        ["steps=0", "cold_start=null", "sft.path=a.jsonl"],  # the file alone
+        ["sft.path=a.jsonl"],  # one after the other
         ["seconds=5", "rollout.top_k=100", "rollout.top_p=0.9", "rollout.temperature=0.7"],
         ["cold_start=null", "data.path=a.jsonl", "evaluation.data.path=b.jsonl"],
         ["reward.1={term: format, weight: 0}"],  # weight 0 is a way to log a term
@@ -147,6 +148,7 @@ def test_one_update_a_batch_is_allowed_and_noted():
     [
         lambda: Recipe(name="x", rollout={"per_problem": 1}),
         lambda: Recipe(name="x", stepps=3),
+        lambda: Recipe.model_validate({"name": "x", "stepps": 3}),
         lambda: Kl(coef=-1),
         lambda: Clip(lo=0.1),
         lambda: GRPO.but(steps=0),

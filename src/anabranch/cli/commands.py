@@ -28,10 +28,6 @@ def train(name: str, overrides: list[str], out: Path | None) -> None:
         AnabranchError: anything that the user can mend, see `anabranch.errors`.
     """
     recipe = apply(load(name), overrides)
-    if recipe.sft is not None:
-        raise RecipeError(
-            explain("sft", f"one on {recipe.sft.path!r}", "only `anabranch sft` reads it", "sft=null, or anabranch sft")
-        )
     folder = out or free_folder(RUNS, f"{recipe.name}-{recipe.seed}")
     _announce(folder)
     from anabranch.train.run import start
@@ -51,21 +47,35 @@ def resume(run: Path, steps: int | None) -> None:
 
 
 def sft(name: str, overrides: list[str], out: Path | None) -> None:
-    """Supervised training on the file that the recipe's `sft` part names.
+    """The supervised steps of a recipe on the file that its `sft` part names, without cold start and RL.
 
     Raises:
         AnabranchError: no file given, a bad file, ...
     """
-    recipe = apply(load(name), overrides)
-    if recipe.sft is None:
+    recipe = sft_recipe(load(name), overrides)
+    folder = out or free_folder(RUNS, f"{recipe.name}-sft-{recipe.seed}")
+    _announce(folder)
+    from anabranch.train.run import start
+
+    start(recipe, folder)
+
+
+def sft_recipe(base: Recipe, overrides: list[str]) -> Recipe:
+    """`base` with everything left out that comes before or after the supervised steps.
+
+    Raises:
+        RecipeError: no file given, RL steps asked for, or settings that cannot work.
+    """
+    if base.sft is None and not any(text.startswith(("sft.", "sft=")) for text in overrides):
         raise RecipeError(
             explain("sft.path", "nothing", "a file of worked examples is needed", "sft.path=examples.jsonl")
         )
-    folder = out or free_folder(RUNS, f"{recipe.name}-sft-{recipe.seed}")
-    _announce(folder)
-    from anabranch.train.run import start_sft
-
-    start_sft(recipe, Path(recipe.sft.path), folder)
+    recipe = apply(base, ["steps=0", "cold_start=null", *overrides])
+    if recipe.steps:
+        raise RecipeError(
+            explain("steps", recipe.steps, "these are RL steps, and this makes none", f"sft.steps={recipe.steps}")
+        )
+    return recipe
 
 
 def evaluate(

@@ -18,7 +18,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         RecipeError: with every problem found, each as where, found, needed, fix.
     """
-    topics = (_groups, _spread, _kl, _overlong, _loss, _reward, _training, _data, _evaluation, _supervised)
+    topics = (_groups, _spread, _kl, _overlong, _loss, _reward, _training, _data, _evaluation, _cold_start)
     problems = [text for topic in topics for text in topic(recipe)]
     if problems:
         raise RecipeError("\n".join(problems))
@@ -213,7 +213,7 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _supervised(recipe: Recipe) -> Iterator[str]:
+def _cold_start(recipe: Recipe) -> Iterator[str]:
     if recipe.cold_start is None:
         return
     data = recipe.data
@@ -224,11 +224,4 @@ def _supervised(recipe: Recipe) -> Iterator[str]:
             f"one on '{source}'",
             f"worked examples can be made only for: {', '.join(WORKED)}",
             "cold_start=null",
-        )
-    if recipe.sft is not None:
-        yield explain(
-            "cold_start",
-            "both cold_start and sft",
-            "a run has one supervised stage at most",
-            "cold_start=null, or sft=null",
         )

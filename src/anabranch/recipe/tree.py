@@ -38,6 +38,14 @@ class Part(BaseModel):
         # nothing else is added: lets pydantic validate nested parts in place, so that errors name the full path
         __init__.__pydantic_base_init__ = True
 
+        @classmethod
+        def model_validate(cls, obj: Any, **options: Any) -> Self:
+            """As pydantic's, with a `RecipeError` that names the place."""
+            try:
+                return super().model_validate(obj, **options)
+            except ValidationError as error:
+                raise translate(cls, error) from None
+
     def but(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked like any other. (`model_copy` does not check.)
 
@@ -308,7 +316,10 @@ class ColdStart(Part):
 
 
 class Sft(Part):
-    """Supervised training on worked examples from a JSONL file: what `anabranch sft` does."""
+    """Supervised steps on worked examples from a JSONL file, after the cold start and before RL.
+
+    `anabranch sft` makes these steps alone.
+    """
 
     path: str = Field(min_length=1)
     """The file, relative to the working directory."""
@@ -393,7 +404,7 @@ class Recipe(Part):
     cold_start: ColdStart | None = None
     """Supervised steps on generated examples before RL; None: none."""
     sft: Sft | None = None
-    """Supervised training on a file, for `anabranch sft`; None for RL."""
+    """Supervised steps on worked examples from a file before RL; None: none."""
     evaluation: Evaluation | None = None
     """Held-out accuracy before and after; None: none."""
     save: Save = Save()
