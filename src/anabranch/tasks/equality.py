@@ -4,6 +4,9 @@ Numbers first, exactly and in bounded time: `1,234` is `1234`, `0.5` is `1/2` is
 plain number on both sides goes to `math_verify`, as one LaTeX expression. Its own timeouts are switched off (they need
 signals in the main thread): the wall clock is enforced from outside by killing the worker.
 
+Known leniencies of `math_verify`: letters that can be units are dropped after a number (`5m` is 5), the case of symbols
+plays no part, and an irrational number is compared to six decimals.
+
 `math_verify` is given LaTeX only. Its rule for plain text hands the text to SymPy's `parse_expr`, which evaluates it;
 its LaTeX grammar passes on nothing but the digits of number tokens.
 """

@@ -28,7 +28,7 @@ def open_jsonl(data: JsonLines, answer: Answer) -> Task:
             wrong type, or no problem at all. The message names file and line.
     """
     path = Path(data.path)
-    problems = to_problems(_numbered_objects(path, data.limit), data, path.stem)
+    problems = to_problems(numbered_objects(path, data.limit), data, path.stem)
     return Task(path.stem, require_problems(problems, str(path)), MathChecker(answer.extract))
 
 
@@ -47,8 +47,8 @@ def to_problems(
     """
     problems: dict[str, Problem] = {}
     for where, row in rows:
-        question = _text(where, row, data.question, numbers=False)
-        answer = _after(where, _text(where, row, data.answer, numbers=True), data)
+        question = text_of(where, row, data.question, numbers=False)
+        answer = _after(where, text_of(where, row, data.answer, numbers=True), data)
         level, solution = row.get("level"), row.get(SOLUTION)
         key = problem_key(question, answer)
         meta = {SOLUTION: solution} if isinstance(solution, str) and solution.strip() else {}
@@ -67,7 +67,7 @@ def require_problems(problems: tuple[Problem, ...], where: str) -> tuple[Problem
     return problems
 
 
-def _numbered_objects(path: Path, limit: int | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def numbered_objects(path: Path, limit: int | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """("file:line", object) for the first `limit` lines that are not blank."""
     try:
         with path.open(encoding="utf-8") as file:
@@ -100,7 +100,7 @@ def _object(where: str, line: str) -> Mapping[str, Any]:
     return value
 
 
-def _text(where: str, row: Mapping[str, Any], column: str, *, numbers: bool) -> str:
+def text_of(where: str, row: Mapping[str, Any], column: str, *, numbers: bool) -> str:
     """The text of a column; with `numbers`, a JSON number will do."""
     if column not in row:
         raise DataError(

@@ -37,7 +37,7 @@ Gate = Callable[[str, str, Mapping[str, Any]], Refusal | None]
 """`gate(answer, gold, metadata)`: None lets the answer through."""
 
 _TOKEN = re.compile(r"(\s+)|(\d+(?:\.\d*)?|\.\d+)|([A-Za-z][A-Za-z_0-9]*)|(\*\*|[-+*/^()])", re.ASCII)
-_INERT = re.compile(r"[\w\s.,-]*", re.ASCII)
+_INERT = re.compile(r"[\w\s,-]*", re.ASCII)
 _FUNCTION_WORDS = "exp log ln sqrt sin cos tan sec csc cot sinh cosh tanh asin acos atan asinh acosh atanh Abs pi E C"
 _FUNCTIONS = frozenset(_FUNCTION_WORDS.split())
 

@@ -38,11 +38,11 @@ def open_hub(data: HubDataset, answer: Answer) -> Task:
         raise DataError(
             explain("data.id", name, f"it cannot be loaded: {str(error)[:200]}", "check id, config, split and network")
         ) from error
-    problems = to_problems(_numbered(rows, name, data.limit), data, data.id)
+    problems = to_problems(numbered(rows, name, data.limit), data, data.id)
     return Task(data.id, require_problems(problems, name), MathChecker(answer.extract))
 
 
-def _numbered(rows: Any, name: str, limit: int | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def numbered(rows: Any, name: str, limit: int | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """("name row 0", row) for the first `limit` rows."""
     for number, row in enumerate(islice(rows, limit)):
         yield f"{name} row {number}", row
