@@ -17,7 +17,7 @@ from anabranch.tracking.tables import TextTable
 
 Record = Mapping[str, Any]
 
-TITLES = {"cold_start": "cold start", "rl": "RL"}
+TITLES = {"cold_start": "cold start", "sft": "SFT", "rl": "RL"}
 """Names of stages as people read them; other names are shown as they are."""
 
 _SUPERVISED = (("loss", "loss {:.3f}"), ("lr", "lr {:.2g}"), ("grad_norm", "grad {:.2f}"))

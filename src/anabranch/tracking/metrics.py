@@ -16,7 +16,7 @@ import numpy as np
 
 from anabranch.records import Reason
 
-STAGES = ("cold_start", "rl")
+STAGES = ("cold_start", "sft", "rl")
 """Stages of a run that make training records."""
 
 
@@ -55,7 +55,7 @@ def _registry() -> Iterable[Metric]:
     yield from _group(
         "step",
         ("step", "steps", "Steps of this stage that are done with this one; the first record of a stage has 1.", "int"),
-        ("stage", "name", "`cold_start` (supervised) or `rl`.", "str"),
+        ("stage", "name", "`cold_start` and `sft` (supervised) or `rl`.", "str"),
         ("policy_version", "version", "Version of the weights at the start of the step: RL answers are its.", "int"),
     )
     yield from _group(
@@ -81,7 +81,7 @@ def _registry() -> Iterable[Metric]:
     )
     yield from _group(
         "policy",
-        ("loss", "loss", "What was minimised. Cold start: mean negative log-prob of the trained tokens, nats."),
+        ("loss", "loss", "What was minimised. Supervised: mean negative log-prob of the trained tokens, nats."),
         ("entropy", "nats", "Entropy of the policy's next-token distribution, mean over trained tokens."),
         ("clip_low", "share", "Trained tokens where the lower clip bound cuts the gradient off."),
         ("clip_high", "share", "Trained tokens where the upper clip bound cuts the gradient off."),
@@ -129,7 +129,7 @@ def _registry() -> Iterable[Metric]:
         ("time/save", "seconds", "Checkpoint of the step before this record, if any."),
         ("time/evaluate", "seconds", "Evaluation that followed the step before this record, if any."),
         ("time/step", "seconds", "The whole step by the wall clock, without saving and evaluation."),
-        ("tokens_per_second", "tokens/s", "Sampled tokens (cold start: trained tokens) over `time/step`."),
+        ("tokens_per_second", "tokens/s", "Sampled tokens (supervised: trained tokens) over `time/step`."),
         ("rollouts_per_second", "answers/s", "Sampled answers over `time/step`."),
         (
             "memory_peak_mb",

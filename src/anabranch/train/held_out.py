@@ -46,7 +46,7 @@ def evaluate(session: Session, state: RunState, stage: str) -> dict[str, Any]:
     earlier = _last_of_earlier_stage(session, stage)
     change = None
     if earlier is not None:
-        change = (earlier["stage"], paired_difference_interval(means, earlier["per_problem"]))
+        change = (earlier["stage"], paired_difference_interval(earlier["per_problem"], means))
     record = evaluation_record(
         step=state.step if stage != "before" else 0,
         stage=stage,

@@ -138,8 +138,7 @@ def _policy(recipe: Recipe, lesson: Lesson, updates: Sequence[Update]) -> Record
             "kl_old_k3": share("kl_old_k3"),
         }
         if recipe.algorithm.kl.kind.startswith("loss_"):
-            estimator = "kl_ref_k1" if recipe.algorithm.kl.kind == "loss_k1" else "kl_ref_k3"
-            record["kl_ref"] = share(estimator)
+            record["kl_ref"] = share("kl_ref")
     if recipe.algorithm.kl.kind == "reward_k1" and lesson.old_N is not None and lesson.ref_N is not None:
         record["kl_ref"] = float((lesson.old_N - lesson.ref_N).mean())
     return record

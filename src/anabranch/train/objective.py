@@ -73,7 +73,7 @@ def policy_objective(
 
         Over tokens whose weight is not 0: `tokens`, how many; `clip_low`, `clip_high`, `clip_dual`, on how many the
         bound acted; `ratio_sum`, `ratio_max`; `kl_old_k1`, `kl_old_k3`, sums that estimate KL(old || current);
-        `kl_ref_k1`, `kl_ref_k3`, sums that estimate KL(current || reference), if the KL is in the loss.
+        `kl_ref`, the sum of the loss's own estimates of the KL to the reference, if the KL is in the loss.
 
         Weighted: `loss_policy`, and `loss_kl` if the KL is in the loss.
 
@@ -109,10 +109,10 @@ def policy_objective(
         return loss, sums
 
     ref_logprob_M = ref_logprob_M.detach()
-    kl_loss = algorithm.kl.coef * (weight_M * KL_LOSSES[algorithm.kl.kind](logprob_M, ref_logprob_M)).sum()
+    estimate_M = KL_LOSSES[algorithm.kl.kind](logprob_M, ref_logprob_M)
+    kl_loss = algorithm.kl.coef * (weight_M * estimate_M).sum()
     with torch.no_grad():
-        sums["kl_ref_k1"] = k1(logprob_M, ref_logprob_M)[counts_M].sum()
-        sums["kl_ref_k3"] = k3(logprob_M, ref_logprob_M)[counts_M].sum()
+        sums["kl_ref"] = estimate_M[counts_M].sum()
         sums["loss_kl"] = kl_loss.detach()
     return loss + kl_loss, sums
 
