@@ -20,7 +20,7 @@ from anabranch.errors import DataError, explain
 from anabranch.recipe.tree import Answer, ReasoningGym
 from anabranch.records import Problem, Reason, Verdict
 from anabranch.tasks import gates
-from anabranch.tasks.base import Checker, Task, problem_key
+from anabranch.tasks.base import Checker, Task, derived_seed, problem_key
 from anabranch.tasks.equality import tidy
 
 ROUNDING = 1e-9
@@ -96,8 +96,9 @@ class ReasoningGymChecker(Checker):
 
 
 def open_reasoning_gym(data: ReasoningGym, answer: Answer) -> Task:
-    """A task of `data.size` generated problems.
+    """A task of `data.size` generated problems, from the generator under a seed derived from `data.seed`.
 
+    Derived, because with the package's own numbering seeds 0 and 1 share all problems but one (see `derived_seed`).
     Problems with the same question and answer are one problem and kept once, so there can be fewer than `data.size`.
     Left out are problems whose gold answer is empty or refused by the data set's gate (intermediate_integration gives
     the integral itself where SymPy finds no other form).
@@ -106,7 +107,7 @@ def open_reasoning_gym(data: ReasoningGym, answer: Answer) -> Task:
         DataError: the extra is missing, the name is unknown or cannot be a task, an option is unknown or refused, or
             no problem is left.
     """
-    dataset = create(data.name, data.options, data.seed, data.size)
+    dataset = create(data.name, data.options, derived_seed("data", data.seed), data.size)
     problems: dict[str, Problem] = {}
     for index in range(data.size):
         problem = _problem(data.name, dataset[index])
