@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import re
-from itertools import chain, repeat
 
 from anabranch.errors import DataError, explain
-from anabranch.recipe.tree import WORKED, Data, ReasoningGym
+from anabranch.recipe.tree import WORKED
 from anabranch.records import Problem
-from anabranch.tasks import reasoning_gym
-from anabranch.tasks.base import MIN_TRIES, TRIES_PER_PROBLEM, derived_seed, open_task, unseen
 from anabranch.tasks.files import SOLUTION
 
 _SUM = re.compile(r"-?\d+(?: [-+] -?\d+)*")
@@ -30,58 +26,6 @@ def worked_answer(problem: Problem) -> str:
     if SOLUTION in problem.meta:
         return f"{problem.meta[SOLUTION].strip()}\nAnswer: {problem.answer}"
     raise DataError(_no_way(problem.source))
-
-
-def worked_problems(
-    count: int, seed: int, data: Data, exclude: frozenset[str] = frozenset()
-) -> tuple[tuple[Problem, str], ...]:
-    """`count` problems with worked solutions for the cold start, the same for the same seed.
-
-    reasoning-gym: fresh problems under a seed derived from `seed`, far from those of training and held-out problems.
-    Files: rows with a `solution`, shuffled. If there are fewer different ones than `count`, all of them come round
-    again, in the same order.
-
-    Args:
-        count: how many.
-        seed: of this choice.
-        data: where the problems come from.
-        exclude: keys of problems that must not be among them: the held-out ones.
-
-    Raises:
-        DataError: no worked solutions for this data, or none outside `exclude`.
-    """
-    if isinstance(data, ReasoningGym):
-        if data.name not in WORKED:
-            raise DataError(_no_way(data.name))
-        stream = reasoning_gym.stream(data, derived_seed("worked", seed))
-        found = unseen(stream, exclude, count, max(MIN_TRIES, TRIES_PER_PROBLEM * count))
-    else:
-        rows = [row for row in _all_rows(data) if row.key not in exclude]
-        random.Random(derived_seed("worked", seed)).shuffle(rows)
-        found = tuple(rows[:count])
-    if not found:
-        raise DataError(
-            explain(
-                "cold_start",
-                f"no problem outside the {len(exclude)} held-out ones",
-                f"{count} worked problems are needed",
-                "lower evaluation.problems, or widen data.options",
-            )
-        )
-    pairs = [(problem, worked_answer(problem)) for problem in found]
-    rounds = -(-count // len(pairs))
-    return tuple(chain.from_iterable(repeat(pairs, rounds)))[:count]
-
-
-def _all_rows(data: Data) -> tuple[Problem, ...]:
-    """The rows of a file that have a solution."""
-    from anabranch.recipe.tree import Answer  # only its default is needed: nothing is judged here
-
-    task = open_task(data, Answer())
-    rows = tuple(problem for problem in task.problems if SOLUTION in problem.meta)
-    if not rows:
-        raise DataError(_no_way(task.name))
-    return rows
 
 
 def _worked_sum(problem: Problem) -> str:
