@@ -214,14 +214,12 @@ def _evaluation(recipe: Recipe) -> Iterator[str]:
 
 
 def _cold_start(recipe: Recipe) -> Iterator[str]:
-    if recipe.cold_start is None:
-        return
+    """Rows of a file may bring a worked `solution`; whether they do is seen when the file is read."""
     data = recipe.data
-    source = data.name if isinstance(data, ReasoningGym) else data.kind
-    if source not in WORKED:
+    if recipe.cold_start is not None and isinstance(data, ReasoningGym) and data.name not in WORKED:
         yield explain(
             "cold_start",
-            f"one on '{source}'",
+            f"one on '{data.name}'",
             f"worked examples can be made only for: {', '.join(WORKED)}",
             "cold_start=null",
         )
