@@ -109,13 +109,22 @@ def resolve(source: str) -> Path | str:
     return source
 
 
+def needs_conversion(source: str) -> bool:
+    """Whether `resolve` will convert the built-in model now, which takes a while."""
+    return source == BUILTIN and not _converted_folder().is_dir()
+
+
+def _converted_folder() -> Path:
+    return cache_folder() / "models" / f"{BUILTIN}-{BUILTIN_VERSION}"
+
+
 def _builtin_folder() -> Path:
     """The converted built-in model, converting it if this is the first time.
 
     A lock makes a second process wait for the first instead of doing the work twice. It ends with its process, so a
     temporary folder found under the lock was left by one that was killed.
     """
-    folder = cache_folder() / "models" / f"{BUILTIN}-{BUILTIN_VERSION}"
+    folder = _converted_folder()
     if folder.is_dir():  # renamed into place when it was complete
         return folder
     gguf = _builtin_gguf()

@@ -72,6 +72,7 @@ def start_of(session: Session, stages: Sequence[Stage], number: int, before: Run
         sampler=uniform.init(stage.pool, derived_seed(stage.name, session.recipe.seed)),
         barren=0,
         seconds=0.0,
+        data=session.data_hash,
     )
 
 

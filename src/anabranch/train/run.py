@@ -16,12 +16,12 @@ from anabranch.engines.torch_engine import TorchEngine
 from anabranch.errors import DataError, RunFolderError, explain
 from anabranch.modeling.attention import NAME
 from anabranch.modeling.devices import choose_dtype, full_determinism, set_threads
-from anabranch.modeling.load import context_length, load_model, load_tokenizer
+from anabranch.modeling.load import context_length, load_model, load_tokenizer, needs_conversion
 from anabranch.modeling.logprob import check_head
 from anabranch.recipe.io import from_yaml, to_yaml
 from anabranch.recipe.tree import Recipe
 from anabranch.records import Problem
-from anabranch.tasks.base import open_task, spread
+from anabranch.tasks.base import open_task, problem_key, spread
 from anabranch.tasks.judge import Judge
 from anabranch.tasks.solutions import read_solutions
 from anabranch.tasks.worked import worked_answer
@@ -98,6 +98,8 @@ class _RunData:
             self.held_task = open_task(settings.data, recipe.answer)
             self.held_out = spread(self.held_task.problems, settings.problems)
         self.cold = [Example(p, worked_answer(p)) for p in self.task.problems] if recipe.cold_start else []
+        keys = (problem.key for problem in (*self.task.problems, *self.held_out))
+        self.hash = problem_key(*keys)
         self.file = [Example(p, text) for p, text in read_solutions(recipe.sft)] if recipe.sft else []
 
 
@@ -107,7 +109,9 @@ def _run(recipe: Recipe, data: _RunData, folder: RunFolder, found: checkpoint.Ch
         _say_what_comes(session, stages, found)
         probes.check_gold(session)
         _check_prompts(session, [*data.task.problems, *data.held_out])
-        state = None if found is None else RunState.from_json(found.state, [stage.pool for stage in stages])
+        state = None
+        if found is not None:
+            state = RunState.from_json(found.state, [stage.pool for stage in stages], data.hash)
         loop.run(session, stages, state)
         _say_what_was(session)
 
@@ -125,6 +129,8 @@ def _session(
         held_judge = stack.enter_context(Judge(data.held_task.checker, *limits)) if other else judge
         full_determinism()
         source = str(found.model_folder) if found else recipe.model.source
+        if needs_conversion(source):
+            display.note(f"converting {source} once, about 20 seconds")
         display.phase(f"loading {source}")
         tokenizer = load_tokenizer(source)
         dtype = choose_dtype(recipe.model.dtype, torch.device(recipe.model.device))
@@ -138,6 +144,7 @@ def _session(
             folder=folder,
             display=display,
             task=data.task,
+            data_hash=data.hash,
             held_out=data.held_out,
             judge=judge,
             held_judge=held_judge,

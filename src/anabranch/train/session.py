@@ -39,6 +39,8 @@ class Session:
     folder: RunFolder
     display: Display
     task: Task
+    data_hash: str
+    """Of the identities of all problems, see `RunState.data`."""
     held_out: tuple[Problem, ...]
     judge: Judge
     held_judge: Judge

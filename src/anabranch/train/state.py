@@ -27,22 +27,34 @@ class RunState:
     """RL steps in a row, from the first one on, in which nothing could be learned; -1 once one could (see `probes`)."""
     seconds: float
     """Wall-clock time spent in the current stage."""
+    data: str
+    """Hash of the identities of all problems: a resumed run must have the very same ones."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, exact."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any], pools: Sequence[int]) -> RunState:
+    def from_json(cls, stored: Mapping[str, Any], pools: Sequence[int], data: str) -> RunState:
         """The inverse of `to_json`.
 
         Args:
             stored: what `to_json` gave.
             pools: how many problems or examples each stage draws from now.
+            data: hash of the problems now.
 
         Raises:
-            CheckpointError: the state is of another number of stages or problems.
+            CheckpointError: the state is of another number of stages, or of other problems.
         """
+        if stored["data"] != data:
+            raise CheckpointError(
+                explain(
+                    "data",
+                    "other problems than at the start of the run",
+                    "a run goes on with the very same ones",
+                    "restore the data files; a few reasoning-gym data sets need the same PYTHONHASHSEED",
+                )
+            )
         if not 0 <= stored["stage"] < len(pools):
             raise CheckpointError(
                 explain(
