@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from anabranch.errors import RecipeError, explain
+from anabranch.recipe.tree import Model
 
 RATE_SHAPES = ((64, 576, 1536), (256, 576, 1536), (256, 1536, 576))
 """(rows, in, out) of the products that are timed: those of a small model while decoding and while training."""
@@ -110,6 +111,15 @@ def set_threads(threads: int) -> int:
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def settle(model: Model) -> Model:
+    """The model part with nothing left to measure: device, dtype and threads as they will be, now and on resume."""
+    device = choose_device(model.device)
+    threads = set_threads(model.threads)
+    dtype = choose_dtype(model.dtype, device)
+    settled = {"device": str(device), "threads": threads, "dtype": str(dtype).removeprefix("torch.")}
+    return Model.model_validate({**model.model_dump(), **settled})
 
 
 def full_determinism() -> None:

@@ -12,7 +12,6 @@ Written to a temporary folder, flushed to disk, renamed: a kill at any instant l
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anabranch.errors import CheckpointError, explain
+from anabranch.tracking.checkpoints import complete, fingerprint, verify
 from anabranch.train.optimizer import MasterOptimizer
 
 _PARTIAL = ".partial-"
@@ -76,7 +76,7 @@ def save(
         save_file(optimizer.state_dict(), partial / "optimizer.safetensors")
         _write_json(partial / "state.json", {"number": number, "state": dict(state), "log_sizes": dict(log_sizes)})
         files = sorted(path for path in partial.rglob("*") if path.is_file())
-        manifest = {str(path.relative_to(partial)): _fingerprint(path) for path in files}
+        manifest = {str(path.relative_to(partial)): fingerprint(path) for path in files}
         _write_json(partial / "manifest.json", manifest)
         for path in [*files, partial / "manifest.json", partial / "model", partial]:
             _sync(path)
@@ -133,31 +133,9 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing or does not match the manifest.
     """
-    manifest = json.loads((path / "manifest.json").read_text())
-    for name, expected in manifest.items():
-        file = path / name
-        if not file.is_file() or _fingerprint(file) != expected:
-            raise CheckpointError(
-                explain(
-                    str(file),
-                    "contents that do not match manifest.json" if file.is_file() else "no such file",
-                    "a checkpoint is used whole or not at all",
-                    f"remove {path.name}; the run resumes from the one before",
-                )
-            )
+    verify(path)
     stored = json.loads((path / "state.json").read_text())
     return Checkpoint(path=path, state=stored["state"], log_sizes=stored["log_sizes"])
-
-
-def complete(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first: the name is given only when everything is in place."""
-    return sorted(path for path in folder.glob("step-*") if (path / "manifest.json").is_file())
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-    return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from anabranch.evaluation.held_out import COMMON_STEP, batches
 from anabranch.evaluation.metrics import mean_at_k, paired_difference_interval, pass_at_k
-from anabranch.records import Reason
+from anabranch.records import Reason, Verdict
 from anabranch.tracking.jsonl import read_jsonl
 from anabranch.tracking.summary import evaluation_record
 from anabranch.train.clock import Clock
 from anabranch.train.session import Session
 from anabranch.train.state import RunState
-
-COMMON_STEP = -1
-"""`Request.step` of every evaluation: the same random numbers each time, so that differences are paired."""
 
 
 def evaluate(session: Session, state: RunState, stage: str) -> dict[str, Any]:
@@ -30,10 +28,11 @@ def evaluate(session: Session, state: RunState, stage: str) -> dict[str, Any]:
     settings = session.recipe.evaluation
     assert settings is not None
     clock = Clock()
-    requests = session.requests(session.held_out, settings.samples, COMMON_STEP)
-    session.display.phase("evaluating")
-    _, verdicts = session.answers(session.held_out, requests, session.held_judge, clock)
     K = settings.samples
+    verdicts: list[Verdict] = []
+    for problems in batches(session.held_out, K, session.recipe.engine.max_rows):
+        requests = session.asker.requests(problems, K, COMMON_STEP)
+        verdicts += session.answers(problems, requests, session.held_judge, clock)[1]
     values = [[verdict.value for verdict in verdicts[start : start + K]] for start in range(0, len(verdicts), K)]
     correct = [
         [verdict.reason is Reason.CORRECT for verdict in verdicts[start : start + K]]

@@ -93,7 +93,7 @@ def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dic
 def gather(session: Session, problems: Sequence[Problem], step: int, clock: Clock) -> Experience:
     """Sample, judge and score answers to the problems."""
     settings, overlong = session.recipe.rollout, session.recipe.algorithm.overlong
-    requests = session.requests(problems, settings.per_problem, step)
+    requests = session.asker.requests(problems, settings.per_problem, step)
     rollouts, verdicts = session.answers(problems, requests, session.judge, clock)
     scores = [
         apply_overlong(overlong, total(session.recipe.reward, rollout, verdict), rollout, settings.max_new_tokens)

@@ -13,18 +13,20 @@ from pathlib import Path
 import torch
 
 from anabranch.engines.torch_engine import TorchEngine
-from anabranch.errors import DataError, RunFolderError, explain
+from anabranch.errors import RunFolderError, explain
+from anabranch.evaluation.held_out import held_out_problems
 from anabranch.modeling.attention import NAME
-from anabranch.modeling.devices import choose_dtype, full_determinism, set_threads
-from anabranch.modeling.load import context_length, load_model, load_tokenizer, needs_conversion
+from anabranch.modeling.devices import choose_dtype, full_determinism, set_threads, settle
+from anabranch.modeling.load import load_model, load_tokenizer, needs_conversion
 from anabranch.modeling.logprob import check_head
 from anabranch.recipe.io import from_yaml, to_yaml
 from anabranch.recipe.tree import Recipe
 from anabranch.records import Problem
-from anabranch.tasks.base import open_task, problem_key, spread
+from anabranch.tasks.base import open_task, problem_key
 from anabranch.tasks.judge import Judge
 from anabranch.tasks.solutions import read_solutions
 from anabranch.tasks.worked import worked_answer
+from anabranch.tracking.checkpoints import complete
 from anabranch.tracking.display import make_display
 from anabranch.tracking.files import write_atomic
 from anabranch.tracking.jsonl import read_jsonl
@@ -32,7 +34,7 @@ from anabranch.tracking.run_folder import RunFolder
 from anabranch.tracking.summary import summary_table
 from anabranch.train import checkpoint, loop, probes
 from anabranch.train.optimizer import MasterOptimizer
-from anabranch.train.session import Session, settle
+from anabranch.train.session import Session
 from anabranch.train.state import RunState
 from anabranch.train.supervised import Example
 
@@ -91,12 +93,8 @@ class _RunData:
     def __init__(self, recipe: Recipe) -> None:
         self.task = self.held_task = open_task(recipe.data, recipe.answer)
         self.held_out: tuple[Problem, ...] = ()
-        settings = recipe.evaluation
-        if settings is not None and settings.data is None:
-            self.held_out = self.task.held_out(settings.problems, recipe.seed)
-        elif settings is not None and settings.data is not None:
-            self.held_task = open_task(settings.data, recipe.answer)
-            self.held_out = spread(self.held_task.problems, settings.problems)
+        if recipe.evaluation is not None:
+            self.held_task, self.held_out = held_out_problems(recipe, self.task)
         self.cold = [Example(p, worked_answer(p)) for p in self.task.problems] if recipe.cold_start else []
         keys = (problem.key for problem in (*self.task.problems, *self.held_out))
         self.hash = problem_key(*keys)
@@ -108,7 +106,7 @@ def _run(recipe: Recipe, data: _RunData, folder: RunFolder, found: checkpoint.Ch
         stages = loop.plan(session, data.cold, data.file)
         _say_what_comes(session, stages, found)
         probes.check_gold(session)
-        _check_prompts(session, [*data.task.problems, *data.held_out])
+        session.asker.check([*data.task.problems, *data.held_out])
         state = None
         if found is not None:
             state = RunState.from_json(found.state, [stage.pool for stage in stages], data.hash)
@@ -155,30 +153,6 @@ def _session(
         )
 
 
-def _check_prompts(session: Session, problems: Sequence[Problem]) -> None:
-    """No prompt may be too long for the context. Bytes bound tokens, so that only suspects are encoded.
-
-    Raises:
-        DataError: one is; names the problem.
-    """
-    limit = context_length(session.model) - session.recipe.rollout.max_new_tokens
-    template = len(session.prompt_tokens(problems[0])) + 64
-    for problem in problems:
-        if len(problem.question.encode("utf-8", "surrogatepass")) + template <= limit:
-            continue
-        length = len(session.prompt_tokens(problem))
-        if length > limit:
-            raise DataError(
-                explain(
-                    f"problem {problem.key} ({problem.question[:60]!r})",
-                    f"a prompt of {length} tokens",
-                    f"the context of {context_length(session.model)} leaves {limit} beside rollout.max_new_tokens="
-                    f"{session.recipe.rollout.max_new_tokens}",
-                    "remove the problem, lower rollout.max_new_tokens, or take a model with a longer context",
-                )
-            )
-
-
 def _say_what_comes(session: Session, stages: Sequence[loop.Stage], found: checkpoint.Checkpoint | None) -> None:
     recipe, note = session.recipe, session.display.note
     parameters = sum(parameter.numel() for parameter in session.model.parameters())
@@ -199,6 +173,6 @@ def _say_what_was(session: Session) -> None:
     path = session.folder.paths.root
     if session.held_out:
         session.display.table(summary_table(read_jsonl(session.folder.evaluations.path)))
-    newest = checkpoint.complete(session.folder.paths.checkpoints)[-1]
+    newest = complete(session.folder.paths.checkpoints)[-1]
     session.display.note(f"run written to {path}: metrics.jsonl, rollouts.jsonl, {newest.relative_to(path)}")
     session.display.note(f"next: anabranch eval {path}    anabranch resume {path} --steps {session.recipe.steps + 10}")

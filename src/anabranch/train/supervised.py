@@ -31,7 +31,7 @@ def example_graph(session: Session, example: Example) -> StreamGraph:
     """Prompt -> answer, every answer token trained, the end of the answer too."""
     answer = session.tokenizer(example.solution, add_special_tokens=False)["input_ids"]
     tokens = np.array([*answer, *session.end_of_answer])
-    prompt = Segment(np.array(session.prompt_tokens(example.problem)))
+    prompt = Segment(np.array(session.asker.prompt_tokens(example.problem)))
     return StreamGraph((prompt, Segment(tokens, parents=(0,), trained=np.ones(len(tokens), dtype=np.bool_))))
 
 

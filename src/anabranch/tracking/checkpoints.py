@@ -1,0 +1,72 @@
+"""Checkpoints as folders: which ones are whole, and whether their files are as they were written. For any reader.
+
+checkpoints/step-000023/
+    model/         what `transformers` loads
+    manifest.json  size and BLAKE2b hash of every file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from anabranch.errors import CheckpointError, explain
+
+MANIFEST = "manifest.json"
+
+
+def complete(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first: the name is given only when everything is in place."""
+    return sorted(path for path in folder.glob("step-*") if (path / MANIFEST).is_file())
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size and hash of a file, as a manifest has them."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def verify(path: Path, below: str = "") -> None:
+    """Compare the files of a checkpoint with its manifest.
+
+    Args:
+        path: the checkpoint.
+        below: only files whose names begin so, for instance `model/`.
+
+    Raises:
+        CheckpointError: a file is missing or does not match.
+    """
+    manifest = json.loads((path / MANIFEST).read_text())
+    for name, expected in manifest.items():
+        file = path / name
+        if name.startswith(below) and (not file.is_file() or fingerprint(file) != expected):
+            raise CheckpointError(
+                explain(
+                    str(file),
+                    "contents that do not match manifest.json" if file.is_file() else "no such file",
+                    "a checkpoint is used whole or not at all",
+                    f"remove {path.name}; the run resumes from the one before",
+                )
+            )
+
+
+def newest_model(folder: Path) -> Path:
+    """The model folder of the newest whole checkpoint, verified.
+
+    Args:
+        folder: `checkpoints` of a run.
+
+    Raises:
+        CheckpointError: there is no checkpoint yet, or its model is damaged.
+    """
+    found = complete(folder)
+    if not found:
+        run = folder.parent
+        raise CheckpointError(
+            explain(str(run), "no checkpoint", "a run has a model once it has saved one", f"anabranch resume {run}")
+        )
+    verify(found[-1], "model/")
+    return found[-1] / "model"
