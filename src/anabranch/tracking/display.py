@@ -20,6 +20,9 @@ Record = Mapping[str, Any]
 TITLES = {"cold_start": "cold start", "sft": "SFT", "rl": "RL"}
 """Names of stages as people read them; other names are shown as they are."""
 
+UNITS = {"evaluation": ("batch", "batches")}
+"""What a stage counts, one and several, where that is not steps."""
+
 _SUPERVISED = (("loss", "loss {:.3f}"), ("lr", "lr {:.2g}"), ("grad_norm", "grad {:.2f}"))
 _REINFORCED = (
     ("reward", "reward {:.3f}"),
@@ -63,10 +66,15 @@ def step_line(record: Record, total: int) -> str:
     """
     stage = str(record["stage"])
     parts = [f"{TITLES.get(stage, stage)} {record['step']}/{total}"]
-    parts += _formatted(record, _SUPERVISED if "reward" not in record else _REINFORCED)
+    parts += _formatted(record, _REINFORCED if _has_answers(record) else _SUPERVISED)
     if "trained_rollouts" in record and "generated_rollouts" in record:
         parts.append(f"trained {record['trained_rollouts']}/{record['generated_rollouts']}")
     return "  ".join(parts + _formatted(record, _SPEED))
+
+
+def _has_answers(record: Record) -> bool:
+    """Whether answers were sampled in this step."""
+    return "reward" in record or "accuracy" in record
 
 
 def _formatted(record: Record, fields: tuple[tuple[str, str], ...]) -> list[str]:
@@ -214,7 +222,7 @@ class LiveDisplay(Display):
     def step(self, record: Record) -> None:
         """See `Display.step`."""
         done = int(record["step"])
-        numbers = "  ".join(_formatted(record, _LIVE["reward" in record]))
+        numbers = "  ".join(_formatted(record, _LIVE[_has_answers(record)]))
         left = f"{duration(self._left.after(done))} left"
         self._progress.update(self._task, completed=done, numbers=numbers, left=left, phase="")
         self._say(Text(step_line(record, self._total)))
@@ -238,7 +246,8 @@ class LiveDisplay(Display):
 def stage_line(name: str, total: int, seconds: float | None) -> str:
     """`RL: 10 steps, at most 5:00`."""
     limit = "" if seconds is None else f", at most {duration(seconds)}"
-    return f"{TITLES.get(name, name)}: {total} {'step' if total == 1 else 'steps'}{limit}"
+    one, several = UNITS.get(name, ("step", "steps"))
+    return f"{TITLES.get(name, name)}: {total} {one if total == 1 else several}{limit}"
 
 
 def make_display(stream: TextIO) -> Display:
