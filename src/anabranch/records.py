@@ -123,7 +123,8 @@ class Segment:
     trained: Bool = None  # type: ignore[assignment]
     """bool [T]: True where the loss applies."""
     engine_logprob: Float32 = None  # type: ignore[assignment]
-    """float32 [T]: log-prob under the distribution the token was drawn from; NaN where nothing was drawn."""
+    """float32 [T]: log-prob at the sampling temperature over the whole vocabulary, before top-k and top-p; NaN where
+    nothing was drawn."""
     policy_version: Int32 = None  # type: ignore[assignment]
     """int32 [T]: version of the weights that drew the token, `UNSAMPLED` where nothing was drawn."""
 
@@ -230,7 +231,8 @@ class Sampling:
     stop_tokens: tuple[int, ...] = ()
     """Any of these ends the rollout and is kept as its last token."""
     stop_strings: tuple[str, ...] = ()
-    """The rollout ends with the token that completes one of these in the decoded text; that token is kept."""
+    """The rollout ends with the token that completes one of these in the decoded text, special tokens written out;
+    that token is kept."""
 
 
 @dataclass(frozen=True)

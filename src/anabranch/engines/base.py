@@ -12,7 +12,8 @@ class Engine(Protocol):
     """Turns requests into rollouts.
 
     * Rollouts come one by one, as they finish, every requested sample exactly once.
-    * Every sampled token carries its log-prob at the sampling temperature and the version of the weights that drew it.
+    * Every sampled token carries its log-prob at the sampling temperature (over the whole vocabulary, before top-k and
+      top-p) and the version of the weights that drew it.
     * A rollout depends on (weights, prompt, sampling settings, seed, step, problem key, sample) and on nothing else, up
       to rounding: not on what else is in the batch.
     """
@@ -21,7 +22,8 @@ class Engine(Protocol):
         """Sample all requested rollouts.
 
         Raises:
-            EngineError: a request that can never be served (longer than the context, no sample asked for).
+            EngineError: a request that can never be served (longer than the context; no sample, prompt or new token
+                asked for), before anything is generated. Later: the model's logits are not finite.
         """
         ...
 

@@ -32,7 +32,7 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tens
     """Draw one token a row.
 
     The distribution is softmax(logits / temperature), cut to top-k, then to top-p, renormalised. The log-prob returned
-    is that under softmax(logits / temperature) *before* the cuts, which is what the trainer computes.
+    is that under softmax(logits / temperature) over the whole vocabulary, *before* the cuts: what the trainer computes.
 
     Args:
         logits_RV: [R, V], any float dtype; computed in float32.
@@ -40,7 +40,7 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tens
         sampling: the settings; temperature 0 takes the most probable token and reports its log-prob at temperature 1.
 
     Returns:
-        token int64 [R], log-prob float32 [R].
+        token int64 [R], log-prob float32 [R]; where a row's logits hold NaN or +inf, the log-prob is not finite.
     """
     logits_RV = logits_RV.float()
     greedy = sampling.temperature == 0
@@ -87,7 +87,7 @@ def _invert(mass_RV: Tensor, uniform_R: Tensor) -> Tensor:
     cumulative_RK = block_RK.cumsum(-1)
     goal_R1 = uniform_R[:, None] * cumulative_RK[:, -1:]
     block_R1 = _first_above(cumulative_RK, block_RK, goal_R1)
-    before_R1 = cumulative_RK.gather(1, block_R1) - block_RK.gather(1, block_R1)
+    before_R1 = torch.nn.functional.pad(cumulative_RK, (1, 0)).gather(1, block_R1)  # never above the goal
     inside_RC = mass_RKC[torch.arange(R, device=mass_RV.device), block_R1[:, 0]].double()
     token_R1 = _first_above(inside_RC.cumsum(-1), inside_RC, goal_R1 - before_R1)
     return (block_R1 * _BLOCK + token_R1)[:, 0]

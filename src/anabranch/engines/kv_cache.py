@@ -33,13 +33,14 @@ class _Store:
         self.values: list[Tensor] = []
 
     def reserve(self, items: int, tokens: int, heads: int, size: int) -> None:
-        """Make room; what is stored stays where it is."""
+        """Make room; what is stored stays where it is. Items grow by half at least, so that adding many is cheap."""
         if not self.keys:
             shape = (items, heads, tokens, size)
             for arrays in (self.keys, self.values):
                 arrays.extend(torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(self._layers))
         have = self.keys[0].shape
-        more_items, more_tokens = max(0, items - have[0]), max(0, tokens - have[2])
+        more_items = max(items - have[0], have[0] // 2) if items > have[0] else 0
+        more_tokens = max(0, tokens - have[2])
         if more_items or more_tokens:
             for arrays in (self.keys, self.values):
                 for layer in range(self._layers):  # one layer at a time: never two copies of the whole store
@@ -62,7 +63,7 @@ class KvCache:
         self._prompt_ids: list[int] = []  # slot -> id
         self._prompt_lengths: list[int] = []
         self._row_prompts: list[int] = []  # row -> prompt id
-        self._own_length_R = torch.zeros(self._max_rows, dtype=torch.int64, device=device)
+        self._row_lengths: list[int] = []  # row -> own tokens
         self._stale = True
 
     @property
@@ -88,42 +89,45 @@ class KvCache:
         slot, last = self._prompt_ids.index(prompt), len(self._prompt_ids) - 1
         if slot != last:
             self._prompts.move(last, slot)
-            self._prompt_ids[slot], self._prompt_lengths[slot] = self._prompt_ids[last], self._prompt_lengths[last]
-        self._prompt_ids.pop()
-        self._prompt_lengths.pop()
+        for values in (self._prompt_ids, self._prompt_lengths):
+            values[slot] = values[last]
+            values.pop()
         self._stale = True
 
     def add_row(self, prompt: int) -> None:
         """Start an answer to a stored prompt; it becomes the last row."""
-        self._own_length_R[self.num_rows] = 0
+        assert self.num_rows < self._max_rows and prompt in self._prompt_ids
         self._row_prompts.append(prompt)
+        self._row_lengths.append(0)
         self._stale = True
 
     def remove_row(self, row: int) -> None:
         """End a row; the last row takes its place."""
         last = self.num_rows - 1
         if row != last:
-            self._own_length_R[row] = self._own_length_R[last]
             self._own.move(last, row)
-            self._row_prompts[row] = self._row_prompts[last]
-        self._row_prompts.pop()
-        self._own_length_R[last] = 0
+        for values in (self._row_prompts, self._row_lengths):
+            values[row] = values[last]
+            values.pop()
         self._stale = True
 
     def decode_step(self) -> DecodeNeighbourhood:
-        """The neighbourhood for one more token of every row; it stores that token's keys and values as it goes."""
+        """The neighbourhood for one more token of every row; it stores that token's keys and values as it goes.
+
+        Its R is `num_rows` rounded up to `ROW_BUCKET`; what the rows beyond compute means nothing.
+        """
         rows = round_up(self.num_rows, ROW_BUCKET)
-        tokens = round_up(int(self._own_length_R[: self.num_rows].max()) + 1, TOKEN_BUCKET)
+        tokens = round_up(max(self._row_lengths) + 1, TOKEN_BUCKET)
         _, heads, _, size = self._prompts.keys[0].shape
         self._own.reserve(self._max_rows, tokens, heads, size)
         if self._stale:
             self._arrange(rows)
             self._stale = False
-        own_length_R = self._own_length_R[:rows].clone()
+        own_length_R = torch.tensor([*self._row_lengths, *[0] * (rows - self.num_rows)], device=self._device)
         beyond_RT = torch.arange(tokens, device=self._device) > own_length_R[:, None]  # the new token sees itself
         own_bias = torch.zeros(rows, 1, 1, tokens, device=self._device)
         own_bias.masked_fill_(beyond_RT[:, None, None, :], float("-inf"))
-        self._own_length_R[: self.num_rows] += 1
+        self._row_lengths = [length + 1 for length in self._row_lengths]
         return DecodeNeighbourhood(
             own_keys=[key[:rows, :, :tokens] for key in self._own.keys],
             own_values=[value[:rows, :, :tokens] for value in self._own.values],

@@ -8,6 +8,7 @@ The weights are the trainer's own tensors: nothing is copied or reloaded, `load_
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from anabranch.errors import EngineError, explain
 from anabranch.modeling.attention import CapturingNeighbourhood, hidden_states
 from anabranch.modeling.forward import round_up, run_row
 from anabranch.modeling.load import context_length
-from anabranch.records import Request, Rollout, Segment, StopReason, StreamGraph
+from anabranch.records import Request, Rollout, Sampling, Segment, StopReason, StreamGraph
 from anabranch.structure.layout import concatenate, lay_out
 
 _PREFILL_TOKENS = 1024
@@ -41,6 +42,7 @@ class _Row:
     uniform_T: NDArray[np.float64]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
 
 
 class TorchEngine:
@@ -57,8 +59,7 @@ class TorchEngine:
         self._head = model.get_output_embeddings()
         self._tokenizer = tokenizer
         self._max_rows = max_rows
-        self._version = 0
-        self._times: dict[str, float] = {}
+        self.load_weights(0)
 
     @property
     def times(self) -> dict[str, float]:
@@ -66,7 +67,10 @@ class TorchEngine:
         return dict(self._times)
 
     def load_weights(self, version: int) -> None:
-        """Note the version of the weights, which are shared with the trainer; restarts `times`."""
+        """Note the version of the weights, which are shared with the trainer; restarts `times`.
+
+        Answers in flight go on with the new weights and keep the keys and values that they have.
+        """
         self._version = version
         self._times = {"prefill": 0.0, "decode": 0.0, "draw": 0.0}
 
@@ -78,13 +82,13 @@ class TorchEngine:
 
     def _check(self, request: Request) -> None:
         where = f"request for problem {request.problem_key}"
-        if request.num_samples < 1 or not request.prompt_tokens:
-            found = f"{request.num_samples} samples of a prompt of {len(request.prompt_tokens)} tokens"
+        prompt, new = len(request.prompt_tokens), request.sampling.max_new_tokens
+        if min(request.num_samples, prompt, new) < 1:
+            found = f"{request.num_samples} samples of {new} new tokens to a prompt of {prompt}"
             raise EngineError(explain(where, found, "at least one of each is needed", "drop the request"))
         limit = context_length(self._model)
-        length = len(request.prompt_tokens) + request.sampling.max_new_tokens
-        if length > limit:
-            found = f"a prompt of {len(request.prompt_tokens)} tokens + {request.sampling.max_new_tokens} new ones"
+        if prompt + new > limit:
+            found = f"a prompt of {prompt} tokens + {new} new ones"
             raise EngineError(
                 explain(
                     where, found, f"the model's context is {limit}", "lower rollout.max_new_tokens or drop the problem"
@@ -95,7 +99,7 @@ class TorchEngine:
     def _timed(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._times[phase] = self._times.get(phase, 0.0) + time.perf_counter() - start
+        self._times[phase] += time.perf_counter() - start
 
     def _run(self, requests: Sequence[Request]) -> Iterator[Rollout]:
         waiting = [(index, sample) for index, request in enumerate(requests) for sample in range(request.num_samples)]
@@ -103,7 +107,7 @@ class TorchEngine:
         unfinished = [request.num_samples for request in requests]
         cache = KvCache(
             layers=self._model.config.num_hidden_layers,
-            max_rows=self._max_rows,
+            max_rows=min(self._max_rows, len(waiting)),
             dtype=self._model.dtype,
             device=self._model.device,
         )
@@ -115,16 +119,15 @@ class TorchEngine:
                 admitted = [waiting.pop() for _ in range(min(free, len(waiting)))]
                 self._prefill(requests, admitted, prompt_hidden, cache)
                 hidden = torch.stack([prompt_hidden[index] for index, _ in admitted])
-                fresh = [self._row(requests[index], index, sample) for index, sample in admitted]
-                for row in fresh:
+                drawn = [_start(requests[index], index, sample) for index, sample in admitted]
+                for row in drawn:
                     cache.add_row(row.request)
-                rows.extend(fresh)
-                drawn = fresh
+                rows.extend(drawn)
             else:
                 hidden = self._decode(requests, rows, cache)[: len(rows)]
                 drawn = rows
             self._draw(requests, drawn, hidden)
-            for position in range(len(rows) - 1, -1, -1):
+            for position in range(len(rows) - 1, len(rows) - len(drawn) - 1, -1):  # the drawn rows are the last ones
                 row = rows[position]
                 stop = self._stop(requests[row.request], row)
                 if stop is None:
@@ -137,11 +140,6 @@ class TorchEngine:
                     cache.remove_prompt(row.request)
                     del prompt_hidden[row.request]
                 yield self._finish(requests[row.request], row, stop)
-
-    def _row(self, request: Request, index: int, sample: int) -> _Row:
-        number = request.first_sample + sample
-        count = request.sampling.max_new_tokens
-        return _Row(index, number, uniforms(request.seed, request.step, request.problem_key, number, count))
 
     @torch.no_grad()
     def _prefill(
@@ -193,41 +191,39 @@ class TorchEngine:
     def _draw(self, requests: Sequence[Request], rows: Sequence[_Row], hidden_RD: Tensor) -> None:
         """Append one token to each of `rows`; rows with equal settings are drawn together."""
         with self._timed("draw"):
-            by_settings: dict[object, list[int]] = {}
+            by_settings: dict[Sampling, list[int]] = {}
             for position, row in enumerate(rows):
                 by_settings.setdefault(requests[row.request].sampling, []).append(position)
-            for positions in by_settings.values():
-                sampling = requests[rows[positions[0]].request].sampling
-                for start in range(0, len(positions), self._max_rows):
-                    part = positions[start : start + self._max_rows]
-                    uniform_R = torch.tensor(
-                        [rows[p].uniform_T[len(rows[p].tokens)] for p in part], dtype=torch.float64
-                    )
-                    chosen_RD = hidden_RD if len(part) == len(hidden_RD) else hidden_RD[part]
-                    token_R, logprob_R = draw(self._head(chosen_RD), uniform_R.to(self._model.device), sampling)
-                    for position, token, logprob in zip(part, token_R.tolist(), logprob_R.tolist(), strict=True):
-                        rows[position].tokens.append(token)
-                        rows[position].logprobs.append(logprob)
+            for sampling, positions in by_settings.items():
+                chosen = [rows[position] for position in positions]
+                chosen_RD = hidden_RD if len(chosen) == len(rows) else hidden_RD[positions]
+                uniform_R = torch.tensor([row.uniform_T[len(row.tokens)] for row in chosen], dtype=torch.float64)
+                token_R, logprob_R = draw(self._head(chosen_RD), uniform_R.to(self._model.device), sampling)
+                for row, token, logprob in zip(chosen, token_R.tolist(), logprob_R.tolist(), strict=True):
+                    if not math.isfinite(logprob):
+                        raise _not_finite(requests[row.request], self._version)
+                    row.tokens.append(token)
+                    row.logprobs.append(logprob)
+                    row.versions.append(self._version)
 
     def _stop(self, request: Request, row: _Row) -> StopReason | None:
         sampling = request.sampling
         if row.tokens[-1] in sampling.stop_tokens:
             return StopReason.EOS
         if sampling.stop_strings:
-            longest = max(len(text) for text in sampling.stop_strings)
-            tail = self._tokenizer.decode(row.tokens[-(longest + 4) :])  # every token adds at least part of a character
+            longest = max(len(text.encode()) for text in sampling.stop_strings)
+            tail = self._tokenizer.decode(row.tokens[-(longest + 4) :])  # every token adds at least one byte
             if any(text in tail for text in sampling.stop_strings):
                 return StopReason.STOP_STRING
         return StopReason.LENGTH if len(row.tokens) >= sampling.max_new_tokens else None
 
     def _finish(self, request: Request, row: _Row, stop: StopReason) -> Rollout:
-        size = len(row.tokens)
         answer = Segment(
             tokens=np.array(row.tokens),
             parents=(0,),
-            trained=np.ones(size, dtype=np.bool_),
+            trained=np.ones(len(row.tokens), dtype=np.bool_),
             engine_logprob=np.array(row.logprobs),
-            policy_version=np.full(size, self._version),
+            policy_version=np.array(row.versions),
         )
         return Rollout(
             problem_key=request.problem_key,
@@ -236,3 +232,21 @@ class TorchEngine:
             text=self._tokenizer.decode(row.tokens, skip_special_tokens=True),
             stop=stop,
         )
+
+
+def _start(request: Request, index: int, sample: int) -> _Row:
+    """An answer without tokens yet, and all the randomness that it will use."""
+    number = request.first_sample + sample
+    count = request.sampling.max_new_tokens
+    return _Row(index, number, uniforms(request.seed, request.step, request.problem_key, number, count))
+
+
+def _not_finite(request: Request, version: int) -> EngineError:
+    return EngineError(
+        explain(
+            f"logits of an answer to problem {request.problem_key}, weights of version {version}",
+            "values that are not finite",
+            "a token can only be drawn from finite ones",
+            "model.dtype=float32; if that does not help, the weights are broken: go back to an earlier checkpoint",
+        )
+    )

@@ -53,10 +53,19 @@ def _stream_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    stream: Neighbourhood,
+    stream: Neighbourhood | None = None,
     dropout: float = 0.0,
     **other: Any,
 ) -> tuple[Tensor, None]:
+    if stream is None:
+        raise ModelError(
+            explain(
+                f"attention of {type(module).__name__}",
+                "no stream",
+                "the model must be called by `hidden_states` and hand the stream on to its attention",
+                "choose a model that does; call this one directly only after set_attn_implementation('eager')",
+            )
+        )
     for name in _REFUSED:
         if other.get(name) is not None:
             raise ModelError(
@@ -70,6 +79,15 @@ def _stream_attention(
     if dropout:
         raise ModelError(
             explain("attention dropout", dropout, "log-probs must be repeatable", "set it to 0 in config.json")
+        )
+    if key.shape != value.shape:
+        raise ModelError(
+            explain(
+                f"attention of {type(module).__name__}",
+                f"keys of shape {tuple(key.shape)} and values of shape {tuple(value.shape)}",
+                "streams keep both in one shape",
+                "choose a model without latent attention",
+            )
         )
     assert isinstance(module.layer_idx, int)
     attended = stream.attend(module.layer_idx, query, key, value, scaling)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from anabranch.modeling.attention import RowNeighbourhood, hidden_states
+from anabranch.errors import ModelError, explain
+from anabranch.modeling.attention import NAME, RowNeighbourhood, hidden_states
 from anabranch.modeling.logprob import check_head, chosen_logprobs
-from anabranch.structure.layout import Layout
+from anabranch.records import Segment, StreamGraph
+from anabranch.structure.layout import NOTHING, Layout, lay_out
 
 LENGTH_BUCKET = 64
 """Rows are padded to multiples of this: CPU kernels are compiled for every shape, so few shapes must occur."""
@@ -63,6 +68,103 @@ def row_logprobs(
     )
     assert entropy_R is not None
     return logprob_M, entropy_R[row_index_M]
+
+
+STREAM_GAP = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Mean absolute gap in nats that `check_stream` takes for rounding. Measured on SmolLM2-135M: 6e-6 in float32 and up to
+0.02 in bfloat16; 0.3 where siblings see each other."""
+
+_BRANCH = 8
+"""Tokens of the prompt and of each of the two answers that `check_stream` looks at."""
+
+
+def check_stream(model: PreTrainedModel) -> None:
+    """Refuse a model that the stream attention computes wrongly: call it once, after loading.
+
+    A prompt with two answers is computed as one row, and each answer behind its prompt by the model's own eager
+    attention. A model agrees only if everything that mixes tokens goes through the attention interface and honours
+    mask and positions; recurrent or convolutional layers, attention biases and local layers do not. Four forward
+    passes over at most 24 tokens; the model is left as it was.
+
+    Raises:
+        ModelError: the two differ by more than rounding; or the model says itself that it cannot agree.
+    """
+    _check_kind(model)
+    ids = (np.arange(3 * _BRANCH) * 7919 + 11) % model.get_input_embeddings().weight.shape[0]
+    prompt, first, second = np.split(ids, 3)
+    layout = lay_out(StreamGraph((Segment(prompt), Segment(first, (0,)), Segment(second, (0,)))))
+    with torch.no_grad():
+        _, stream = run_row(model, layout, _Counting)
+        assert isinstance(stream, _Counting)
+        expected = list(range(model.config.get_text_config(decoder=True).num_hidden_layers))
+        if stream.layers != expected:
+            raise _unfit(model, f"{len(stream.layers)} of {len(expected)} layers in use", "each layer must use it once")
+        row_M, _ = row_logprobs(model, layout, np.flatnonzero(layout.source_T != NOTHING), temperature=1.0)
+        with _eager(model):
+            first_T, second_T = (_plain_logprobs(model, np.concatenate([prompt, answer])) for answer in (first, second))
+    gap = float((row_M - torch.cat([first_T, second_T[_BRANCH - 1 :]])).abs().mean())
+    if not gap <= STREAM_GAP[model.dtype]:
+        raise _unfit(
+            model,
+            f"log-probs in a row that are {gap:.2g} nats off its own",
+            f"{STREAM_GAP[model.dtype]:g} is rounding: some layer does not honour the row's mask or positions",
+        )
+
+
+class _Counting(RowNeighbourhood):
+    """A row that notes which layers asked for attention."""
+
+    def __init__(self, layout: Layout, *, padded_to: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layout, padded_to=padded_to, dtype=dtype, device=device)
+        self.layers: list[int] = []
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `Neighbourhood.attend`."""
+        self.layers.append(layer)
+        return super().attend(layer, query, key, value, scale)
+
+
+def _check_kind(model: PreTrainedModel) -> None:
+    if model.config._attn_implementation != NAME:
+        raise ModelError(
+            explain(
+                f"attention of {type(model).__name__}",
+                repr(model.config._attn_implementation),
+                f"rows need {NAME!r}",
+                f"load_model(..., attention={NAME!r})",
+            )
+        )
+    layers = model.config.get_text_config(decoder=True).to_dict().get("layer_types") or ()
+    odd = sorted(set(layers) - {"full_attention"})
+    if odd:
+        raise _unfit(model, f"layers of type {', '.join(odd)}", "every layer must be full attention")
+
+
+def _unfit(model: PreTrainedModel, found: str, need: str) -> ModelError:
+    return ModelError(
+        explain(
+            f"attention of {type(model).__name__}",
+            found,
+            need,
+            "use a model with plain attention, for instance of the Llama, Qwen or GPT-NeoX families",
+        )
+    )
+
+
+@contextmanager
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(NAME)
+
+
+def _plain_logprobs(model: PreTrainedModel, tokens_T: NDArray[np.int64]) -> Tensor:
+    """Log-probs of all tokens but the first, float32 [T - 1], in the model's own forward pass."""
+    tokens_1T = torch.from_numpy(tokens_T)[None].to(model.device)
+    logprob_TV: Tensor = model(input_ids=tokens_1T, use_cache=False).logits[0].float().log_softmax(-1)
+    return logprob_TV[:-1].gather(1, tokens_1T[0, 1:, None])[:, 0]
 
 
 def _padded(values_T: NDArray[np.int32], size: int, device: torch.device) -> Tensor:
