@@ -40,6 +40,7 @@ from transformers import (
 from transformers.utils import logging
 
 from anabranch.errors import ModelError, explain
+from anabranch.modeling.files import os_errors
 from anabranch.records import Message
 
 BUILTIN = "smollm2-135m-instruct"
@@ -178,7 +179,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     """
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
     try:
-        with _quiet(progress=False), redirect_stderr(io.StringIO()):  # the reader's progress bar cannot be turned off
+        with _quiet(progress=False), redirect_stderr(io.StringIO()), os_errors():  # its progress bar has no switch
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
                 [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -19,7 +19,8 @@ MANIFEST = "manifest.json"
 
 def complete(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first: the name is given only when everything is in place."""
-    return sorted(path for path in folder.glob("step-*") if (path / MANIFEST).is_file())
+    named = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -39,18 +40,30 @@ def verify(path: Path, below: str = "") -> None:
     Raises:
         CheckpointError: a file is missing or does not match.
     """
-    manifest = json.loads((path / MANIFEST).read_text())
-    for name, expected in manifest.items():
+    for name, expected in _manifest(path).items():
         file = path / name
         if name.startswith(below) and (not file.is_file() or fingerprint(file) != expected):
-            raise CheckpointError(
-                explain(
-                    str(file),
-                    "contents that do not match manifest.json" if file.is_file() else "no such file",
-                    "a checkpoint is used whole or not at all",
-                    f"remove {path.name}; the run resumes from the one before",
-                )
-            )
+            found = "contents that do not match manifest.json" if file.is_file() else "no such file"
+            raise CheckpointError(_damage(path, file, found))
+
+
+def _manifest(path: Path) -> dict[str, dict[str, Any]]:
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(_damage(path, file, "no such file")) from None
+    except ValueError as error:
+        raise CheckpointError(_damage(path, file, f"no JSON ({error})")) from error
+    if not isinstance(manifest, dict):
+        raise CheckpointError(_damage(path, file, f"a JSON {type(manifest).__name__}"))
+    return manifest
+
+
+def _damage(path: Path, file: Path, found: str) -> str:
+    others = len(complete(path.parent)) > 1
+    fix = "resumes from the one before" if others else "starts again from the beginning"
+    return explain(str(file), found, "a checkpoint is used whole or not at all", f"remove {path}: then the run {fix}")
 
 
 def newest_model(folder: Path) -> Path:

@@ -25,7 +25,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anabranch.errors import CheckpointError, explain
-from anabranch.tracking.checkpoints import complete, fingerprint, verify
+from anabranch.modeling.files import os_errors
+from anabranch.tracking.checkpoints import MANIFEST, complete, fingerprint, verify
 from anabranch.train.optimizer import MasterOptimizer
 
 _PARTIAL = ".partial-"
@@ -70,36 +71,39 @@ def save(
     final = folder / f"step-{number:06d}"
     partial = folder / f"{_PARTIAL}{final.name}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_model(partial / "model", model, tokenizer, optimizer.master_state())
-        save_file(optimizer.state_dict(), partial / "optimizer.safetensors")
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_partial(folder)
+        with os_errors():
+            save_model(partial / "model", model, tokenizer, optimizer.master_state())
+            save_file(optimizer.state_dict(), partial / "optimizer.safetensors")
         _write_json(partial / "state.json", {"number": number, "state": dict(state), "log_sizes": dict(log_sizes)})
         files = sorted(path for path in partial.rglob("*") if path.is_file())
-        manifest = {str(path.relative_to(partial)): fingerprint(path) for path in files}
-        _write_json(partial / "manifest.json", manifest)
-        for path in [*files, partial / "manifest.json", partial / "model", partial]:
+        _write_json(partial / MANIFEST, {str(path.relative_to(partial)): fingerprint(path) for path in files})
+        for path in [*files, partial / MANIFEST, partial / "model", partial]:
             _sync(path)
-        if final.exists():  # the same step again, after a resume from an older one: replace it whole
-            final.rename(folder / f"{_PARTIAL}old-{final.name}")
         partial.rename(final)
         _sync(folder)
+        for path in complete(folder)[:-keep]:  # renamed first: a kill half-way leaves no half checkpoint under its name
+            path.rename(folder / f"{_PARTIAL}{path.name}")
+        _remove_partial(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        kept = [path.name for path in complete(folder)]
+        kept = [f"{path.name} is untouched" for path in complete(folder)] or ["there was none before"]
         raise CheckpointError(
             explain(
                 str(final),
                 f"{error.strerror or error}",
-                f"a checkpoint must be written whole ({f'{kept[-1]} is untouched' if kept else 'there was none'})",
+                f"a checkpoint must be written whole ({kept[-1]})",
                 "free some space, then `anabranch resume` the run",
             )
         ) from error
-    for path in complete(folder)[:-keep]:
-        shutil.rmtree(path)
+    return final
+
+
+def _remove_partial(folder: Path) -> None:
+    """Remove what a kill left behind."""
     for path in folder.glob(f"{_PARTIAL}*"):
         shutil.rmtree(path)
-    return final
 
 
 def save_model(

@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from anabranch.tracking.files import writing
+from anabranch.errors import CheckpointError, explain
+from anabranch.modeling.files import os_errors
+from anabranch.tracking.checkpoints import fingerprint
+from anabranch.tracking.files import write_atomic, writing
 
 
 def freeze(model: PreTrainedModel, path: Path) -> PreTrainedModel:
     """A frozen copy of the model as it is now, also written to `path` so that a resumed run has the same one.
+
+    A neighbour `<path>.json` holds size and hash of the file.
 
     Raises:
         RunFolderError: it could not be written.
     """
     partial = path.with_suffix(".part")
     with writing(path):
-        save_file({name: weight.detach().contiguous() for name, weight in model.named_parameters()}, partial)
+        try:
+            with os_errors():
+                save_file({name: weight.detach().contiguous() for name, weight in model.named_parameters()}, partial)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
         partial.replace(path)
+    write_atomic(_proof(path), _hash_of(path))
     return load(model, path)
 
 
 def load(model: PreTrainedModel, path: Path) -> PreTrainedModel:
-    """A frozen model of the same kind with the weights that `freeze` wrote."""
+    """A frozen model of the same kind with the weights that `freeze` wrote.
+
+    Raises:
+        CheckpointError: they are gone, or not as they were written.
+    """
+    proof = _proof(path)
+    if not path.is_file() or not proof.is_file() or proof.read_text() != _hash_of(path):
+        raise CheckpointError(
+            explain(
+                str(path),
+                "contents that do not match its hash" if path.is_file() else "no such file",
+                "the KL term needs the weights that RL started from",
+                "restore the file, or start the run again",
+            )
+        )
     reference = copy.deepcopy(model)
     reference.requires_grad_(False)
     weights = load_file(path)
@@ -34,3 +60,11 @@ def load(model: PreTrainedModel, path: Path) -> PreTrainedModel:
         for name, weight in reference.named_parameters():
             weight.copy_(weights[name])
     return reference
+
+
+def _hash_of(path: Path) -> str:
+    return json.dumps(fingerprint(path)) + "\n"
+
+
+def _proof(path: Path) -> Path:
+    return path.with_suffix(".json")
