@@ -5,7 +5,16 @@ import io
 import pytest
 from rich.console import Console
 
-from anabranch.tracking.display import LiveDisplay, PlainDisplay, TimeLeft, duration, make_display, printable, step_line
+from anabranch.tracking.display import (
+    LiveDisplay,
+    PlainDisplay,
+    TimeLeft,
+    duration,
+    make_display,
+    printable,
+    stage_line,
+    step_line,
+)
 from anabranch.tracking.tables import TextTable
 
 RL = {
@@ -50,6 +59,13 @@ def test_a_reinforced_step_is_one_readable_line():
 
 def test_a_supervised_step_shows_its_own_numbers():
     assert step_line(COLD, 13) == "cold start 1/13  loss 1.500  lr 2e-05  grad 4.00  250 tokens/s"
+
+
+def test_an_evaluation_counts_batches_and_shows_what_answers_were_like():
+    record = {"step": 2, "stage": "evaluation", "accuracy": 0.25, "answer_length_mean": 40.0, "truncated": 0.5}
+    assert step_line(record, 3) == "evaluation 2/3  accuracy 25.0%  length 40  cut 50.0%"
+    assert stage_line("evaluation", 3, None) == "evaluation: 3 batches"
+    assert stage_line("evaluation", 1, None) == "evaluation: 1 batch"
 
 
 def test_numbers_that_a_step_does_not_have_are_left_out():

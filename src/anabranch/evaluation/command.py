@@ -193,7 +193,9 @@ def _show(recipe: Recipe, result: dict[str, Any], display: Display) -> None:
         f"{result['data']}: {result['problems']} problems, {result['samples']} answers each, temperature "
         f"{rollout.temperature:g}"
     )
-    display.table(accuracy_table(result, title))
-    display.table(verdict_table(result))
-    for line in remarks(result, rollout.max_new_tokens):
+    for table in (accuracy_table(result, title), verdict_table(result)):
+        display.note("")
+        display.table(table)
+    display.note("")
+    for line in remarks(result, rollout.max_new_tokens, recipe.answer.extract):
         display.note(line)

@@ -9,11 +9,12 @@ from typing import Any
 from anabranch.evaluation.folder import AnswerRecord
 from anabranch.evaluation.metrics import LEVEL, Estimate, maj_at_k, mean_at_k, pass_at_k
 from anabranch.evaluation.overlap import WORDS, Overlap
+from anabranch.recipe.text import inline
 from anabranch.records import Reason, StopReason
 from anabranch.tracking.tables import TextTable
 
-MANY_CUT = 0.1
-"""From this share of cut answers on the report says what to do about it."""
+MANY_CUT, MANY_SILENT = 0.1, 0.25
+"""From these shares of cut answers, and of answers in which nothing was found, the report says what to do about it."""
 SHOWN = 3
 """How many problems a remark names."""
 
@@ -100,8 +101,14 @@ def verdict_table(result: Mapping[str, Any]) -> TextTable:
     return TextTable("What became of the answers", ("verdict", "answers", "%"), rows)
 
 
-def remarks(result: Mapping[str, Any], max_new_tokens: int) -> list[str]:
-    """What has to be said beside the tables, a line each."""
+def remarks(result: Mapping[str, Any], max_new_tokens: int, extract: Sequence[str]) -> list[str]:
+    """What has to be said beside the tables, a line each.
+
+    Args:
+        result: as in `result.json`.
+        max_new_tokens: where answers were cut.
+        extract: how final answers were found.
+    """
     lines = [_lengths(result, max_new_tokens)]
     if result["samples"] > 1:
         lines.append(TIE_RULE)
@@ -109,6 +116,11 @@ def remarks(result: Mapping[str, Any], max_new_tokens: int) -> list[str]:
         lines.append(NO_WIDTH)
     if result["truncated"] >= MANY_CUT:
         lines.append(f"many answers were cut: rollout.max_new_tokens={2 * max_new_tokens} gives them more room")
+    if result["verdicts"].get(Reason.NO_ANSWER.value, 0) >= MANY_SILENT * sum(result["verdicts"].values()):
+        lines.append(
+            f"many answers hold no final answer where it was looked for (answer.extract={inline(list(extract))}); "
+            "answers.jsonl shows what they say"
+        )
     refused = result["gold_refused"]
     if refused:
         lines.append(
