@@ -8,20 +8,19 @@ from anabranch.errors import CheckpointError
 from anabranch.tracking.checkpoints import complete, fingerprint, newest_model, verify
 
 
-def make(folder, number, *, whole=True):
+def make(folder, number):
     path = folder / f"step-{number:06d}"
     (path / "model").mkdir(parents=True)
     (path / "model" / "weights").write_text(f"weights {number}")
     (path / "optimizer").write_text("moments")
     names = ("model/weights", "optimizer")
-    if whole:
-        (path / "manifest.json").write_text(json.dumps({name: fingerprint(path / name) for name in names}))
+    (path / "manifest.json").write_text(json.dumps({name: fingerprint(path / name) for name in names}))
     return path
 
 
 def test_the_newest_whole_checkpoint_is_taken_in_the_order_of_steps(tmp_path):
     made = [make(tmp_path, number) for number in (9, 10, 2)]
-    make(tmp_path, 11, whole=False)
+    make(tmp_path, 11).rename(tmp_path / ".partial-step-000011")  # being written when the run was killed
     assert complete(tmp_path) == [made[2], made[0], made[1]]
     assert newest_model(tmp_path) == made[1] / "model"
 
@@ -40,4 +39,7 @@ def test_a_changed_or_missing_file_is_found(tmp_path):
         verify(path)
     (path / "model" / "weights").unlink()
     with pytest.raises(CheckpointError, match="weights: found no such file"):
+        newest_model(tmp_path)
+    (path / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"manifest\.json: found no such file"):
         newest_model(tmp_path)
