@@ -194,7 +194,7 @@ class EngineConformance:
         assert parts == whole
         assert sorted(sample for _, sample in parts) == list(range(6))
 
-    # --------------------------------------------------------------------------------------- what comes, and how it ends
+    # ------------------------------------------------------------------------------------ what comes, and how it ends
 
     def test_every_requested_sample_comes_exactly_once(self, subject):
         requests = [request(4, 7), request(5, 1), request(6, 20, first=100), request(7, 2)]

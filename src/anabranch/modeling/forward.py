@@ -15,7 +15,7 @@ from anabranch.errors import ModelError, explain
 from anabranch.modeling.attention import NAME, RowNeighbourhood, hidden_states
 from anabranch.modeling.logprob import check_head, chosen_logprobs
 from anabranch.records import Segment, StreamGraph
-from anabranch.structure.layout import NOTHING, Layout, lay_out
+from anabranch.structure.layout import Layout, lay_out
 
 LENGTH_BUCKET = 64
 """Rows are padded to multiples of this: CPU kernels are compiled for every shape, so few shapes must occur."""
@@ -70,20 +70,21 @@ def row_logprobs(
     return logprob_M, entropy_R[row_index_M]
 
 
-STREAM_GAP = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Mean absolute gap in nats that `check_stream` takes for rounding. Measured on SmolLM2-135M: 6e-6 in float32 and up to
-0.02 in bfloat16; 0.3 where siblings see each other."""
+STREAM_GAP = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2}
+"""How much probability rounding may move from some tokens to others, at most; `check_stream` takes more for an error.
+Measured on SmolLM2-135M: 3e-6 in float32, up to 0.08 in bfloat16, 0.46 where answers see each other."""
 
 _BRANCH = 8
 """Tokens of the prompt and of each of the two answers that `check_stream` looks at."""
 
 
+@torch.no_grad()
 def check_stream(model: PreTrainedModel) -> None:
     """Refuse a model that the stream attention computes wrongly: call it once, after loading.
 
     A prompt with two answers is computed as one row, and each answer behind its prompt by the model's own eager
     attention. A model agrees only if everything that mixes tokens goes through the attention interface and honours
-    mask and positions; recurrent or convolutional layers, attention biases and local layers do not. Four forward
+    mask and positions; recurrent or convolutional layers, attention biases and local layers do not. Three forward
     passes over at most 24 tokens; the model is left as it was.
 
     Raises:
@@ -93,20 +94,21 @@ def check_stream(model: PreTrainedModel) -> None:
     ids = (np.arange(3 * _BRANCH) * 7919 + 11) % model.get_input_embeddings().weight.shape[0]
     prompt, first, second = np.split(ids, 3)
     layout = lay_out(StreamGraph((Segment(prompt), Segment(first, (0,)), Segment(second, (0,)))))
-    with torch.no_grad():
-        _, stream = run_row(model, layout, _Counting)
-        assert isinstance(stream, _Counting)
-        expected = list(range(model.config.get_text_config(decoder=True).num_hidden_layers))
-        if stream.layers != expected:
-            raise _unfit(model, f"{len(stream.layers)} of {len(expected)} layers in use", "each layer must use it once")
-        row_M, _ = row_logprobs(model, layout, np.flatnonzero(layout.source_T != NOTHING), temperature=1.0)
-        with _eager(model):
-            first_T, second_T = (_plain_logprobs(model, np.concatenate([prompt, answer])) for answer in (first, second))
-    gap = float((row_M - torch.cat([first_T, second_T[_BRANCH - 1 :]])).abs().mean())
+    hidden_TD, stream = run_row(model, layout, _Counting)
+    assert isinstance(stream, _Counting)
+    expected = list(range(model.config.get_text_config(decoder=True).num_hidden_layers))
+    if stream.layers != expected:
+        raise _unfit(model, f"{len(stream.layers)} of {len(expected)} layers in use", "each layer must use it once")
+    weight_VD, bias_V = check_head(model)
+    row_TV = torch.nn.functional.linear(hidden_TD[: len(layout)], weight_VD, bias_V).float().softmax(-1)
+    with _eager(model):
+        plain = [_plain_probabilities(model, np.concatenate([prompt, answer])) for answer in (first, second)]
+    plain_TV = torch.cat([plain[0], plain[1][_BRANCH:]])
+    gap = float((row_TV - plain_TV).abs().sum(-1).max() / 2)
     if not gap <= STREAM_GAP[model.dtype]:
         raise _unfit(
             model,
-            f"log-probs in a row that are {gap:.2g} nats off its own",
+            f"a row's next-token probabilities {gap:.2g} off the model's own",
             f"{STREAM_GAP[model.dtype]:g} is rounding: some layer does not honour the row's mask or positions",
         )
 
@@ -160,11 +162,10 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(NAME)
 
 
-def _plain_logprobs(model: PreTrainedModel, tokens_T: NDArray[np.int64]) -> Tensor:
-    """Log-probs of all tokens but the first, float32 [T - 1], in the model's own forward pass."""
-    tokens_1T = torch.from_numpy(tokens_T)[None].to(model.device)
-    logprob_TV: Tensor = model(input_ids=tokens_1T, use_cache=False).logits[0].float().log_softmax(-1)
-    return logprob_TV[:-1].gather(1, tokens_1T[0, 1:, None])[:, 0]
+def _plain_probabilities(model: PreTrainedModel, tokens_T: NDArray[np.int64]) -> Tensor:
+    """Probabilities of what comes after each token, float32 [T, V], in the model's own forward pass."""
+    logits_TV: Tensor = model(input_ids=torch.from_numpy(tokens_T)[None].to(model.device), use_cache=False).logits[0]
+    return logits_TV.float().softmax(-1)
 
 
 def _padded(values_T: NDArray[np.int32], size: int, device: torch.device) -> Tensor:
