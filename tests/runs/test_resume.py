@@ -1,0 +1,115 @@
+"""A run that is killed and resumed gives the same bits as one that was never interrupted. The kills are SIGKILLs."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anabranch.recipe.io import to_yaml
+from anabranch.tracking.checkpoints import complete
+
+KILLED = -9
+
+EVALUATING, GENERATING = r": generating \d/8", r": generating \d+/16"
+"""What the recipes below show: 4 held-out problems x 2 answers; 4 problems x 4 answers a step."""
+
+
+@pytest.fixture(scope="module")
+def staged(make_recipe) -> str:
+    """A recipe with all that a run can do between two steps, as YAML."""
+    return to_yaml(
+        make_recipe(
+            "cold_start.steps=4",
+            "steps=8",
+            "train.minibatches=2",
+            "evaluation.every=2",
+            "save={every: 2, keep: 1}",
+            "optim={lr: 0.01, warmup: 2, schedule: cosine}",
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(staged, live, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert live(path=folder / "run", recipe=staged, log=folder / "log") == 0
+    return folder / "run"
+
+
+def live_through(live: Callable[..., int], recipe: str, run: Path, kills: list[dict[str, Any]]) -> None:
+    """Start a run, have it killed each time in the way given, resume it, and let the last life reach the end."""
+    for number, kill in enumerate([*kills, {}]):
+        log = run.with_name(f"log-{number}")
+        code = live(path=run, log=log, **({} if (run / "recipe.yaml").exists() else {"recipe": recipe}), **kill)
+        assert code == (KILLED if kill else 0), log.read_text()
+
+
+def test_a_run_killed_at_random_instants_is_the_same_to_the_bit(live, staged, uninterrupted, same_run, tmp_path):
+    dice = random.Random(20)
+    armed_at = (
+        "before: generating 1",  # no checkpoint yet
+        "cold_start: training",
+        "before: loading",
+        EVALUATING,
+        GENERATING,
+        "rl: training 2/2",
+        "rl: saving",
+    )
+    kills = [{"phase": {"phase": phase, "count": 1, "delay": dice.uniform(0, 0.03)}} for phase in armed_at]
+    kills[2]["phase"]["delay"] = dice.uniform(0, 0.4)  # anywhere in a life
+    live_through(live, staged, tmp_path / "run", kills)
+    same_run(uninterrupted, tmp_path / "run")
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_good_one(live, staged, uninterrupted, same_run, tmp_path):
+    run = tmp_path / "run"
+    folder = run / "checkpoints"
+
+    def names() -> list[str]:
+        return sorted(path.name for path in folder.iterdir())
+
+    def life(**kill: Any) -> None:
+        start = {} if (run / "recipe.yaml").exists() else {"recipe": staged}
+        code = live(path=run, log=tmp_path / "log", **start, **kill)
+        assert code == (KILLED if kill else 0), (tmp_path / "log").read_text()
+
+    life(operation=("open", ".partial-step-000002/manifest.json"))  # weights and moments are written, the proof is not
+    assert names() == [".partial-step-000002"]
+    assert (folder / ".partial-step-000002" / "optimizer.safetensors").is_file()
+    assert complete(folder) == []
+    life(operation=("os.rename", ".partial-step-000004"))  # all is written, but has not got its name
+    assert names() == [".partial-step-000004", "step-000002"]
+    life(operation=("shutil.rmtree", ".partial-step-000002"))  # the new one is in place, the old one half removed
+    assert names() == [".partial-step-000002", "step-000004"]
+    life()
+    assert names() == ["step-000012"]
+    same_run(uninterrupted, run)
+
+
+def test_a_killed_run_leaves_no_process_behind(live, staged, tmp_path):
+    kill = {"phase": GENERATING, "count": 1, "delay": 0.0}
+    assert live(path=tmp_path / "run", recipe=staged, log=tmp_path / "log", phase=kill) == KILLED
+    deadline = time.monotonic() + 30
+    while live.left_behind() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert live.left_behind() == []
+
+
+def test_a_killed_run_finds_its_reference_model_again(live, make_recipe, same_run, tmp_path):
+    recipe = to_yaml(
+        make_recipe("steps=4", "model.dtype=bfloat16", "train.minibatches=2", "save.every=1", preset="grpo")
+    )
+    assert live(path=tmp_path / "whole", recipe=recipe, log=tmp_path / "log") == 0
+    kills = [("rl: training 2/2", 2, 0.002), ("rl: scoring", 2, 0.001)]
+    live_through(
+        live,
+        recipe,
+        tmp_path / "run",
+        [{"phase": {"phase": phase, "count": count, "delay": delay}} for phase, count, delay in kills],
+    )
+    same_run(tmp_path / "whole", tmp_path / "run", logs=("rollouts",))
