@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +53,9 @@ Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME-S
 
 def main() -> None:
     """Entry point of the command `anabranch`."""
+    # OpenMP threads that wait spin for up to a millisecond at every small operation; on a machine that does something
+    # else as well that costs a factor of 3 and more. Read by libgomp when torch is loaded, so it must be set before.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     app()
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictFloat, Stric
 
 from anabranch.recipe.translate import translate
 
-WORKED = ("chain_sum",)
+WORKED = ("chain_sum", "basic_arithmetic")
 """The reasoning-gym data sets for which worked examples can be made, so that a cold start is possible."""
 
 

@@ -33,7 +33,12 @@ def _worked_sum(problem: Problem) -> str:
     expression = str(problem.meta["metadata"]["expression"])
     if not _SUM.fullmatch(expression):
         raise DataError(
-            explain(f"problem {problem.key}", f"expression {expression!r}", "a chain of + and - is needed", "report it")
+            explain(
+                f"problem {problem.key}",
+                f"expression {expression!r}",
+                "only a chain of + and - is worked out",
+                "data.options.operators=[+,-] data.options.allow_parentheses=false, or cold_start=null",
+            )
         )
     first, *rest = expression.split(" ")
     total, lines = int(first), []
