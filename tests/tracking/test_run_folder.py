@@ -227,3 +227,24 @@ def test_reading_a_run_needs_no_lock(tmp_path):
         paths = find_run(tmp_path / "a")
         assert [record["step"] for record in read_jsonl(paths.log("metrics"))] == [1]
         assert json.loads(paths.environment.read_text())["recipe"] == "tiny"
+
+
+def test_a_start_that_failed_at_once_can_be_taken_back(tmp_path):
+    with RunFolder.create(tmp_path / "a", RECIPE, "tiny") as run:
+        run.commit()  # the logs exist, and are empty
+        run.withdraw()
+    assert list(tmp_path.iterdir()) == []
+    RunFolder.create(tmp_path / "a", RECIPE, "tiny").close()
+
+
+@pytest.mark.parametrize("what", ["record", "checkpoint", "other"])
+def test_a_run_in_which_something_happened_is_never_taken_back(tmp_path, what):
+    with RunFolder.create(tmp_path / "a", RECIPE, "tiny") as run:
+        if what == "record":
+            run.write_metrics({"step": 1, "stage": "rl"})
+            run.commit()
+        else:
+            (run.paths.checkpoints / "step-000001" if what == "checkpoint" else run.paths.root / "mine").mkdir()
+        before = contents(tmp_path / "a")
+        run.withdraw()
+        assert contents(tmp_path / "a") == before

@@ -22,7 +22,7 @@ from typing import Any
 from anabranch.errors import RunFolderError, explain
 from anabranch.tracking.environment import describe_environment
 from anabranch.tracking.files import write_atomic, writing
-from anabranch.tracking.jsonl import JsonlWriter, check_cut, truncate_to
+from anabranch.tracking.jsonl import JsonlWriter, check_cut, file_size, truncate_to
 from anabranch.tracking.lock import FolderLock
 from anabranch.tracking.metrics import validate
 
@@ -191,6 +191,24 @@ class RunFolder:
             check_cut(self.paths.log(name), size)
         for name, size in wanted.items():
             truncate_to(self.paths.log(name), size)
+
+    def withdraw(self) -> None:
+        """Take back a new run in which nothing was recorded yet: its files, and the folder. Otherwise do nothing.
+
+        For a start that fails at once: the same command may then be given again. Call `close` as ever.
+
+        Raises:
+            RunFolderError: something cannot be removed.
+        """
+        paths, logs = self.paths, [self.paths.log(name) for name in LOGS]
+        own = {paths.recipe, paths.environment, paths.lock, paths.checkpoints, *logs}
+        if set(paths.root.iterdir()) - own or any(paths.checkpoints.iterdir()) or any(map(file_size, logs)):
+            return
+        with writing(paths.root):
+            for file in (*logs, paths.recipe, paths.environment, paths.lock):
+                file.unlink(missing_ok=True)
+            paths.checkpoints.rmdir()
+            paths.root.rmdir()
 
     def close(self) -> None:
         """Commit and close the logs that were opened, and let others have the folder. May be called twice."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from anabranch.engines.torch_engine import TorchEngine
-from anabranch.errors import RunFolderError, explain
+from anabranch.errors import AnabranchError, RunFolderError, explain
 from anabranch.evaluation.held_out import held_out_problems
 from anabranch.modeling.attention import NAME
 from anabranch.modeling.devices import choose_dtype, full_determinism, set_threads, settle
@@ -48,7 +48,11 @@ def start(recipe: Recipe, path: Path) -> None:
     data = _RunData(recipe)
     recipe = recipe.model_copy(update={"model": settle(recipe.model)})
     with RunFolder.create(path, to_yaml(recipe), recipe.name) as folder:
-        _run(recipe, data, folder, None)
+        try:
+            _run(recipe, data, folder, None)
+        except AnabranchError:
+            folder.withdraw()  # a mistake found before anything happened leaves no run behind
+            raise
 
 
 def resume(path: Path, steps: int | None) -> None:
