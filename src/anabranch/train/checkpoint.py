@@ -78,6 +78,8 @@ def save(
             save_file(optimizer.state_dict(), partial / "optimizer.safetensors")
         _write_json(partial / "state.json", {"number": number, "state": dict(state), "log_sizes": dict(log_sizes)})
         files = sorted(path for path in partial.rglob("*") if path.is_file())
+        for path in files:  # safetensors makes files that only their owner may read
+            path.chmod((partial / "state.json").stat().st_mode)
         _write_json(partial / MANIFEST, {str(path.relative_to(partial)): fingerprint(path) for path in files})
         for path in [*files, partial / MANIFEST, partial / "model", partial]:
             _sync(path)
