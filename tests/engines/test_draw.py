@@ -75,6 +75,14 @@ def test_uniforms_next_to_0_and_1_stay_within_the_tokens_that_have_probability()
     assert one([-math.inf, 0.0, 0.0, -math.inf], 1 - 2**-53)[0] == 2
 
 
+def test_a_uniform_beyond_what_rounding_leaves_takes_the_last_token_with_probability():
+    # a block's sum is taken in float32 and its cumulative sum in float64, so the largest uniform may find nothing left
+    logits_RV = torch.randn(200, 700, generator=torch.Generator().manual_seed(0))
+    logits_RV[:, 600:] = -math.inf
+    token_R, _ = draw(logits_RV, torch.full((200,), 1 - 2**-53, dtype=torch.float64), ALL)
+    assert token_R.min() >= 598 and token_R.max() == 599
+
+
 def test_a_row_does_not_depend_on_its_neighbours():
     logits_RV = torch.randn(7, 700, generator=torch.Generator().manual_seed(0))
     uniform_R = torch.from_numpy(uniforms(0, 0, "p", 0, 7))

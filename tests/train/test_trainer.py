@@ -1,4 +1,4 @@
-"""What an optimizer step promises: the gradient of plain transformers on every answer alone, however rows are packed."""
+"""An optimizer step has the gradient of plain transformers on every answer alone, however rows are packed."""
 
 import copy
 
@@ -283,7 +283,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(batch):
     optimizer = MasterOptimizer(model, Optim())
     before = copy.deepcopy(model.state_dict())
     batch.weight_N[3] = torch.inf
-    with pytest.raises(TrainingError, match="not finite|norm of"):
+    with pytest.raises(TrainingError, match=r"gradient norm of (nan|inf)"):
         update(model, optimizer, batch.rows(), batch.objective, batch.num_slots, lr=1.0, temperature=1.0)
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name])

@@ -70,9 +70,10 @@ def row_logprobs(
     return logprob_M, entropy_R[row_index_M]
 
 
-STREAM_GAP = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.2}
-"""How much probability rounding may move from some tokens to others, at most; `check_stream` takes more for an error.
-Measured on SmolLM2-135M: 3e-6 in float32, up to 0.08 in bfloat16, 0.46 where answers see each other."""
+STREAM_GAP = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""How much probability rounding may move from some tokens to others, on average over `_BRANCH` predictions;
+`check_stream` takes more for an error. Measured on SmolLM2-135M: 2e-6 in float32, up to 0.04 in
+bfloat16, 0.33 where answers see each other."""
 
 _BRANCH = 8
 """Tokens of the prompt and of each of the two answers that `check_stream` looks at."""
@@ -104,7 +105,8 @@ def check_stream(model: PreTrainedModel) -> None:
     with _eager(model):
         plain = [_plain_probabilities(model, np.concatenate([prompt, answer])) for answer in (first, second)]
     plain_TV = torch.cat([plain[0], plain[1][_BRANCH:]])
-    gap = float((row_TV - plain_TV).abs().sum(-1).max() / 2)
+    gap_T = (row_TV - plain_TV).abs().sum(-1) / 2
+    gap = float(gap_T.view(3, _BRANCH).mean(-1).max())  # a mean, since in bfloat16 an expert may change by rounding
     if not gap <= STREAM_GAP[model.dtype]:
         raise _unfit(
             model,
