@@ -1,4 +1,4 @@
-"""Checkpoints: plain transformers reads them, damage is found, a full disk costs nothing, and a run can go on further."""
+"""Checkpoints: transformers reads them, damage is found, a full disk costs nothing, and a run can go on further."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anabranch.errors import AnabranchError, CheckpointError, RunFolderError
 from anabranch.modeling.load import load_model, load_tokenizer
-from anabranch.recipe.io import from_yaml, to_yaml
+from anabranch.recipe.io import from_yaml
 from anabranch.recipe.tree import Optim
 from anabranch.tracking.checkpoints import complete
-from anabranch.tracking.jsonl import read_jsonl
 from anabranch.train import checkpoint, reference
 from anabranch.train.optimizer import MasterOptimizer
 from anabranch.train.run import resume, start
