@@ -22,10 +22,9 @@ from anabranch.evaluation.held_out import held_out_problems
 from anabranch.evaluation.overlap import find_overlap
 from anabranch.evaluation.report import accuracy_table, numbers, overlap_numbers, remarks, verdict_table
 from anabranch.evaluation.runner import answer_all
-from anabranch.modeling.attention import NAME
 from anabranch.modeling.devices import choose_dtype, full_determinism, settle
-from anabranch.modeling.load import load_model, load_tokenizer
-from anabranch.modeling.logprob import check_head
+from anabranch.modeling.forward import load_streaming
+from anabranch.modeling.load import load_tokenizer
 from anabranch.recipe.tree import Evaluation, Recipe
 from anabranch.records import Problem, Reason, Verdict
 from anabranch.tasks import answers
@@ -135,8 +134,7 @@ def _measure(
     full_determinism()
     device = torch.device(compute.device)
     tokenizer = load_tokenizer(source)
-    model = load_model(source, choose_dtype(compute.dtype, device), device, attention=NAME)
-    check_head(model)
+    model = load_streaming(source, choose_dtype(compute.dtype, device), device)
     asker = Asker(recipe, tokenizer, model)
     asker.check(data.problems)
     wanted = _settings(recipe, settings, data, asker) | {"weights": weights_digest(model)}

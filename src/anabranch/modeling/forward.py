@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from anabranch.errors import ModelError, explain
 from anabranch.modeling.attention import NAME, RowNeighbourhood, hidden_states
+from anabranch.modeling.load import load_model
 from anabranch.modeling.logprob import check_head, chosen_logprobs
 from anabranch.records import Segment, StreamGraph
 from anabranch.structure.layout import Layout, lay_out
@@ -77,6 +78,17 @@ bfloat16, 0.33 where answers see each other."""
 
 _BRANCH = 8
 """Tokens of the prompt and of each of the two answers that `check_stream` looks at."""
+
+
+def load_streaming(source: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A model whose attention asks streams, proved to compute what it would compute by itself (see `check_stream`).
+
+    Raises:
+        ModelError: it cannot be loaded, or streams cannot stand in for its attention.
+    """
+    model = load_model(source, dtype, device, attention=NAME)
+    check_stream(model)
+    return model
 
 
 @torch.no_grad()

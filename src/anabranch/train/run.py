@@ -15,10 +15,9 @@ import torch
 from anabranch.engines.torch_engine import TorchEngine
 from anabranch.errors import AnabranchError, RunFolderError, explain
 from anabranch.evaluation.held_out import held_out_problems
-from anabranch.modeling.attention import NAME
 from anabranch.modeling.devices import choose_dtype, full_determinism, set_threads, settle
-from anabranch.modeling.load import load_model, load_tokenizer, needs_conversion
-from anabranch.modeling.logprob import check_head
+from anabranch.modeling.forward import load_streaming
+from anabranch.modeling.load import load_tokenizer, needs_conversion
 from anabranch.recipe.io import from_yaml, to_yaml
 from anabranch.recipe.tree import Recipe
 from anabranch.records import Problem
@@ -136,8 +135,7 @@ def _session(
         display.phase(f"loading {source}")
         tokenizer = load_tokenizer(source)
         dtype = choose_dtype(recipe.model.dtype, torch.device(recipe.model.device))
-        model = load_model(source, dtype, torch.device(recipe.model.device), attention=NAME)
-        check_head(model)
+        model = load_streaming(source, dtype, torch.device(recipe.model.device))
         optimizer = MasterOptimizer(model, recipe.optim)
         if found is not None:
             found.restore(optimizer)
