@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from anabranch.tracking.checkpoints import complete
 
 KILLED = -9
 
-EVALUATING, GENERATING = r": generating \d/8", r": generating \d+/16"
+EVALUATING, GENERATING = r"(cold_start|rl): generating \d/8", r": generating \d+/16"
 """What the recipes below show: 4 held-out problems x 2 answers; 4 problems x 4 answers a step."""
 
 
@@ -24,7 +25,7 @@ def staged(make_recipe) -> str:
     """A recipe with all that a run can do between two steps, as YAML."""
     return to_yaml(
         make_recipe(
-            "cold_start.steps=4",
+            "cold_start.steps=6",
             "steps=8",
             "train.minibatches=2",
             "evaluation.every=2",
@@ -49,21 +50,31 @@ def live_through(live: Callable[..., int], recipe: str, run: Path, kills: list[d
         assert code == (KILLED if kill else 0), log.read_text()
 
 
+def all_logs(run: Path) -> str:
+    """What all lives of a run printed."""
+    return "".join(log.read_text() for log in sorted(run.parent.glob("log-*")))
+
+
 def test_a_run_killed_at_random_instants_is_the_same_to_the_bit(live, staged, uninterrupted, same_run, tmp_path):
     dice = random.Random(20)
-    armed_at = (
-        "before: generating 1",  # no checkpoint yet
-        "cold_start: training",
-        "before: loading",
-        EVALUATING,
-        GENERATING,
-        "rl: training 2/2",
-        "rl: saving",
-    )
-    kills = [{"phase": {"phase": phase, "count": 1, "delay": dice.uniform(0, 0.03)}} for phase in armed_at]
-    kills[2]["phase"]["delay"] = dice.uniform(0, 0.4)  # anywhere in a life
-    live_through(live, staged, tmp_path / "run", kills)
-    same_run(uninterrupted, tmp_path / "run")
+    run = tmp_path / "run"
+    armed = [  # what the run says, how often before the kill is armed, and at most how much later it comes
+        ("before: generating", dice.randint(1, 9), 0.01),  # there is no checkpoint yet
+        ("cold_start: training", 3, 0.01),
+        ("before: loading", 1, 0.4),  # anywhere in a life
+        (EVALUATING, dice.randint(1, 8), 0.01),
+        (GENERATING, dice.randint(33, 48), 0.01),  # in the third RL step of this life
+        ("rl: training 2/2", 2, 0.01),
+        ("rl: saving", 1, 0.01),
+    ]
+    kills = [
+        {"phase": {"phase": phase, "count": count, "delay": dice.uniform(0, latest)}} for phase, count, latest in armed
+    ]
+    live_through(live, staged, run, kills)
+    same_run(uninterrupted, run)
+    resumed_from = {int(number) for number in re.findall(r"resuming from step-(\d+)", all_logs(run))}
+    assert resumed_from & {2, 4}  # within the cold start
+    assert resumed_from & {8, 10, 12}  # within RL
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_good_one(live, staged, uninterrupted, same_run, tmp_path):
@@ -87,7 +98,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_good_one(live, sta
     life(operation=("shutil.rmtree", ".partial-step-000002"))  # the new one is in place, the old one half removed
     assert names() == [".partial-step-000002", "step-000004"]
     life()
-    assert names() == ["step-000012"]
+    assert names() == ["step-000014"]
     same_run(uninterrupted, run)
 
 

@@ -26,6 +26,7 @@ from anabranch.tasks.judge import Judge
 from anabranch.tasks.solutions import read_solutions
 from anabranch.tasks.worked import worked_answer
 from anabranch.tracking.checkpoints import complete
+from anabranch.tracking.curve import curve_svg
 from anabranch.tracking.display import make_display
 from anabranch.tracking.files import write_atomic
 from anabranch.tracking.jsonl import read_jsonl
@@ -175,6 +176,11 @@ def _say_what_was(session: Session) -> None:
     path = session.folder.paths.root
     if session.held_out:
         session.display.table(summary_table(read_jsonl(session.folder.evaluations.path)))
+    written = ["metrics.jsonl", "rollouts.jsonl"]
+    records = list(read_jsonl(session.folder.paths.log("metrics")))
+    if any(record["stage"] == "rl" for record in records):
+        write_atomic(path / "curve.svg", curve_svg({session.recipe.name: records}))
+        written.append("curve.svg")
     newest = complete(session.folder.paths.checkpoints)[-1]
-    session.display.note(f"run written to {path}: metrics.jsonl, rollouts.jsonl, {newest.relative_to(path)}")
+    session.display.note(f"run written to {path}: {', '.join(written)}, {newest.relative_to(path)}")
     session.display.note(f"next: anabranch eval {path}    anabranch resume {path} --steps {session.recipe.steps + 10}")
