@@ -137,9 +137,9 @@ def _measure(
     model = load_streaming(source, choose_dtype(compute.dtype, device), device)
     asker = Asker(recipe, tokenizer, model)
     asker.check(data.problems)
+    refused = _refused(data, gold)
     wanted = _settings(recipe, settings, data, asker) | {"weights": weights_digest(model)}
     place.begin(wanted, compute.model_dump(include={"device", "dtype", "threads"}), source)
-    refused = _refused(data, gold)
     display.note(f"{source}: {compute.dtype} on {compute.device}, {compute.threads} threads")
     display.note(f"{data.task.name}: {len(data.problems)} problems, {settings.samples} answers each")
     answered = answer_all(
