@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from anabranch.presets import load
 from anabranch.recipe.io import from_yaml
@@ -138,6 +139,12 @@ def test_evaluations_are_recorded_at_the_borders_of_stages_and_where_they_are_du
         assert record["estimates"]["mean@2"]["value"] == pytest.approx(mean, abs=1e-12)
     assert "change" not in found[0]
     assert [record["change"]["since"] for record in found[1:]] == ["before", "cold_start", "cold_start"]
+
+
+def test_the_moments_of_the_cold_start_are_not_carried_into_rl(run):
+    moments = load_file(run / "checkpoints" / "step-000006" / "optimizer.safetensors")
+    counts = {float(value) for name, value in moments.items() if name.endswith(".step")}
+    assert counts == {4.0}  # of 2 + 4 optimizer steps
 
 
 def test_held_out_problems_are_not_trained_on(run, sums):
