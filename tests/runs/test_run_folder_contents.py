@@ -41,6 +41,7 @@ def test_the_folder_holds_what_was_promised(run):
         "rollouts.jsonl",
         "evaluations.jsonl",
         "checkpoints",
+        "curve.svg",
         "lock",
     }
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
