@@ -56,10 +56,11 @@ def test_every_preset_carries_its_name_and_a_description(name):
     assert name == "quickstart" or ("arXiv:" in doc and "Axes:" in doc)
 
 
-def test_the_quickstart_is_lite_ppo_on_one_digit_sums_after_a_thin_cold_start():
+def test_the_quickstart_is_lite_ppo_on_sums_of_two_numbers_after_a_thin_cold_start():
     quick = load("quickstart")
     assert quick.algorithm == load("lite_ppo").algorithm
-    assert quick.data.options == {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    assert (quick.data.options["min_terms"], quick.data.options["max_terms"]) == (2, 2)
+    assert quick.data.options["operators"] == ["+"]
     assert quick.evaluation is not None
     assert quick.cold_start is not None
 

@@ -35,15 +35,15 @@ def train(name: str, overrides: list[str], out: Path | None) -> None:
     start(recipe, folder)
 
 
-def resume(run: Path, steps: int | None) -> None:
-    """Go on with a run, up to `steps` if given.
+def resume(run: Path, steps: int | None, seconds: float | None) -> None:
+    """Go on with a run, up to `steps` steps or `seconds` of RL if given.
 
     Raises:
         AnabranchError: not a run, a damaged checkpoint, ...
     """
     from anabranch.train.run import resume as go_on
 
-    go_on(run, steps)
+    go_on(run, steps, seconds)
 
 
 def sft(name: str, overrides: list[str], out: Path | None) -> None:

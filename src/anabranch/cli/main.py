@@ -94,11 +94,12 @@ def train(
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
     steps: Annotated[int | None, typer.Option(help="Train up to this step instead of the recipe's.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop RL after so long in all.")] = None,
 ) -> None:
     """Go on with a run that was stopped or killed, exactly where it was."""
     from anabranch.cli import commands
 
-    commands.resume(run, steps)
+    commands.resume(run, steps, seconds)
 
 
 @app.command()

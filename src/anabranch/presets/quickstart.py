@@ -1,4 +1,4 @@
-"""The recipe of `make quickstart`: a real model learns to add within minutes, on two CPU cores."""
+"""The recipe of `make quickstart`: a real model learns to answer sums within minutes, on two CPU cores."""
 
 from __future__ import annotations
 
@@ -11,26 +11,39 @@ from anabranch.recipe.tree import (
     Recipe,
     RewardTerm,
     RolloutSettings,
+    Train,
 )
 
 
 def quickstart() -> Recipe:
-    """One-digit sums: a thin cold start that teaches the format only, then ten steps of Lite PPO.
+    """Sums of two small numbers: a thin cold start that teaches the format only, then ten steps of Lite PPO.
 
-    Two terms of one digit with + or -: 200 different problems, of which `data.size` draws leave enough unseen for
-    the evaluation. The cold start is kept thin on purpose: after a thick one the answers to a problem agree, and
-    where they agree there is nothing to learn from.
+    Chosen by measurement. Five supervised steps leave the model right in a few per cent of its answers; RL then has
+    nearly everything to gain. A thicker cold start makes the answers to a problem agree, and where they agree there is
+    nothing to learn from. There are 121 different problems, of which about 60 are trained on and 48 held out.
     """
     return Recipe(
         name="quickstart",
         steps=10,
         data=ReasoningGym(
-            name="chain_sum", options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, size=160
+            name="basic_arithmetic",
+            options={
+                "min_terms": 2,
+                "max_terms": 2,
+                "min_digits": 1,
+                "max_digits": 1,
+                "operators": ["+"],
+                "allow_parentheses": False,
+                "allow_negation": False,
+            },
+            size=80,
         ),
-        rollout=RolloutSettings(prompts=16, per_problem=8, max_new_tokens=32),
+        # A blank line ends an answer: what small models write after it is rarely of use and always slow.
+        rollout=RolloutSettings(prompts=16, per_problem=8, max_new_tokens=24, stop_strings=("\n\n",)),
         reward=(RewardTerm(term="accuracy"),),
         algorithm=lite_ppo().algorithm,
         optim=Optim(lr=4e-5),
-        cold_start=ColdStart(steps=13, batch=16),
-        evaluation=Evaluation(problems=64, samples=2),
+        train=Train(row_tokens=384),
+        cold_start=ColdStart(steps=5, batch=16),
+        evaluation=Evaluation(problems=48, samples=4),
     )

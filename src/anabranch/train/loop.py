@@ -14,7 +14,7 @@ from anabranch.errors import RunFolderError, explain
 from anabranch.recipe.tree import Optim
 from anabranch.sampling import uniform
 from anabranch.tasks.base import derived_seed
-from anabranch.train import checkpoint, reference
+from anabranch.train import checkpoint, probes, reference
 from anabranch.train.clock import Clock
 from anabranch.train.held_out import evaluate
 from anabranch.train.optimizer import learning_rate
@@ -98,9 +98,9 @@ def run(session: Session, stages: Sequence[Stage], state: RunState | None) -> Ru
         raise RunFolderError(
             explain(
                 str(session.folder.paths.root),
-                f"all {state.step} steps of the last stage done",
+                f"the last stage done ({state.step} steps, {state.seconds:.0f} s)",
                 "nothing is left to do",
-                f"anabranch resume {session.folder.paths.root} --steps {state.step + 10}",
+                f"anabranch resume {session.folder.paths.root} {_further(stages[-1], state)}",
             )
         )
     while True:
@@ -119,6 +119,13 @@ def run(session: Session, stages: Sequence[Stage], state: RunState | None) -> Ru
         save(session, state)
         if last:
             return state
+
+
+def _further(stage: Stage, state: RunState) -> str:
+    """The options with which a finished run goes on."""
+    steps = f"--steps {stage.steps + 10}" if state.step >= stage.steps else ""
+    out_of_time = stage.seconds is not None and state.seconds >= stage.seconds
+    return " ".join(part for part in (steps, f"--seconds {2 * state.seconds:.0f}" if out_of_time else "") if part)
 
 
 def _enter(session: Session, stage: Stage, state: RunState) -> None:
@@ -144,6 +151,7 @@ def _step(session: Session, stage: Stage, state: RunState) -> RunState:
         session.folder.rollouts.write(answer)
     session.folder.commit()
     session.display.step(record)
+    probes.stop_if_barren(session, after, answers)
     return replace(after, seconds=state.seconds + clock.elapsed)
 
 

@@ -3,7 +3,7 @@
 * `check_gold`: gold answers must score 1, empty ones 0 (before the first step).
 * `compare_engine`: engine and trainer must agree on the log-probs of sampled tokens (at the first RL step of every
   process, so also after a resume).
-* `watch`: every reward the same, every answer cut, or no gradient, for several steps in a row from the start.
+* `stop_if_barren`: every reward the same, every answer cut, or no gradient, for several steps in a row from the start.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 
 from anabranch.batching.pack import flat_offsets, pack
 from anabranch.errors import ProbeError, explain
-from anabranch.records import Rollout, Score
+from anabranch.records import Reason, Rollout, StopReason
 from anabranch.tasks.base import self_check
+from anabranch.tracking.rollouts import RolloutRecord
 from anabranch.train.session import Session
 from anabranch.train.state import RunState
 from anabranch.train.trainer import Update, score
@@ -67,46 +68,46 @@ def compare_engine(session: Session, rollouts: Sequence[Rollout]) -> None:
     session.probed = True
 
 
-def watch(
-    session: Session, state: RunState, scores: Sequence[Score], rollouts: Sequence[Rollout], updates: Sequence[Update]
-) -> int:
-    """Count barren steps from the start of RL.
+def barren_after(state: RunState, updates: Sequence[Update]) -> int:
+    """`RunState.barren` after a step: one more, or -1 for good once a step had a gradient."""
+    if state.barren < 0 or any(update.grad_norm > 0 for update in updates):
+        return -1
+    return state.barren + 1
 
-    Returns:
-        `RunState.barren` after this step.
+
+def stop_if_barren(session: Session, state: RunState, answers: Sequence[RolloutRecord]) -> None:
+    """Stop a run that has had nothing to learn from since RL began. Called when the step is on disk.
+
+    Args:
+        session: for `probes.patience`.
+        state: after the step.
+        answers: of the step.
 
     Raises:
         ProbeError: `probes.patience` barren steps in a row from the first one on.
     """
-    if state.barren < 0 or any(update.grad_norm > 0 for update in updates):
-        return -1
-    barren, patience = state.barren + 1, session.recipe.probes.patience
-    if barren >= patience:
-        found, fix = _diagnosis(scores, rollouts)
+    if answers and state.barren >= session.recipe.probes.patience:
+        found, fix = _diagnosis(answers)
         raise ProbeError(
             explain(
-                f"the first {barren} RL steps",
+                f"the first {state.barren} RL steps",
                 f"{found}, so the gradient is zero",
                 "a run must have something to learn from",
-                fix,
+                f"{fix}; the answers are in {session.folder.paths.log('rollouts')}",
             )
         )
-    return barren
 
 
-def _diagnosis(scores: Sequence[Score], rollouts: Sequence[Rollout]) -> tuple[str, str]:
+def _diagnosis(answers: Sequence[RolloutRecord]) -> tuple[str, str]:
     """What is wrong with the last of the barren steps, and what to try."""
-    if all(rollout.truncated for rollout in rollouts):
-        limit = max(rollout.num_answer_tokens for rollout in rollouts)
+    if all(answer["stop"] == StopReason.LENGTH for answer in answers):
+        limit = max(answer["tokens"] for answer in answers)
         return f"every answer cut at {limit} tokens", "raise rollout.max_new_tokens, or ask for shorter answers"
-    rewards = {score.reward for score in scores}
+    rewards = {answer["reward"] for answer in answers}
     if len(rewards) > 1:
-        return (
-            "rewards that agree within every group",
-            "more answers a problem (rollout.per_problem), or other problems",
-        )
-    reasons = Counter(score.verdict.reason.value for score in scores)
+        return "rewards that agree within every group", "a larger rollout.per_problem, or other problems"
+    reasons = Counter(answer["verdict"] for answer in answers)
     found = f"every reward {rewards.pop():g} ({', '.join(f'{count} {name}' for name, count in reasons.most_common())})"
-    if reasons.most_common(1)[0][0] == "no_answer":
+    if reasons.most_common(1)[0][0] == Reason.NO_ANSWER:
         return found, "a cold start (cold_start.steps=13), or another prompt.instruction or answer.extract"
     return found, "easier or harder problems (data.options), a cold start, or more answers a problem"

@@ -75,7 +75,7 @@ def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dic
     probes.compare_engine(session, experience.rollouts)
     lesson = prepare(session, experience, clock)
     updates = learn(session, lesson, lr, clock)
-    barren = probes.watch(session, state, experience.scores, experience.rollouts, updates)
+    barren = probes.barren_after(state, updates)
     record = rl_record(session.recipe, state, experience, lesson, updates, lr, {**session.engine.times}, clock)
     after = replace(
         state,
@@ -86,8 +86,16 @@ def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dic
         barren=barren,
     )
     session.engine.load_weights(after.version)
-    answered = zip(experience.problems, experience.rollouts, experience.scores, strict=True)
-    return after, record, [rollout_record(after.step, "rl", *answer) for answer in answered]
+    return after, record, answer_records(session, experience, after.step)
+
+
+def answer_records(session: Session, experience: Experience, step: int) -> list[RolloutRecord]:
+    """The lines of `rollouts.jsonl`."""
+    prompts = {rollout.problem_key: session.tokenizer.decode(rollout.prompt_tokens) for rollout in experience.rollouts}
+    return [
+        rollout_record(step, "rl", problem, rollout, score, prompt=prompts[problem.key])
+        for problem, rollout, score in zip(experience.problems, experience.rollouts, experience.scores, strict=True)
+    ]
 
 
 def gather(session: Session, problems: Sequence[Problem], step: int, clock: Clock) -> Experience:

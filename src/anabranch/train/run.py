@@ -8,12 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from anabranch.engines.torch_engine import TorchEngine
-from anabranch.errors import AnabranchError, RunFolderError, explain
+from anabranch.errors import AnabranchError, DataError, RunFolderError, explain
 from anabranch.evaluation.held_out import held_out_problems
 from anabranch.modeling.devices import choose_dtype, full_determinism, set_threads, settle
 from anabranch.modeling.forward import load_streaming
@@ -21,7 +22,7 @@ from anabranch.modeling.load import load_tokenizer, needs_conversion
 from anabranch.recipe.io import from_yaml, to_yaml
 from anabranch.recipe.tree import Recipe
 from anabranch.records import Problem
-from anabranch.tasks.base import open_task, problem_key
+from anabranch.tasks.base import Task, open_task, problem_key
 from anabranch.tasks.judge import Judge
 from anabranch.tasks.solutions import read_solutions
 from anabranch.tasks.worked import worked_answer
@@ -35,8 +36,8 @@ from anabranch.tracking.summary import summary_table
 from anabranch.train import checkpoint, loop, probes
 from anabranch.train.optimizer import MasterOptimizer
 from anabranch.train.session import Session
-from anabranch.train.state import RunState
-from anabranch.train.supervised import Example
+from anabranch.train.state import RunState, check_same_data
+from anabranch.train.supervised import Example, check_lengths
 
 
 def start(recipe: Recipe, path: Path) -> None:
@@ -55,12 +56,13 @@ def start(recipe: Recipe, path: Path) -> None:
             raise
 
 
-def resume(path: Path, steps: int | None) -> None:
+def resume(path: Path, steps: int | None, seconds: float | None = None) -> None:
     """Go on from the last checkpoint, or from the beginning if there is none yet.
 
     Args:
         path: the run folder.
         steps: RL steps in all, instead of the recipe's; written into the run's recipe.
+        seconds: of RL in all, instead of the recipe's; written into the run's recipe.
 
     Raises:
         AnabranchError: as `start`; or nothing is left to do, or a checkpoint is damaged.
@@ -68,23 +70,29 @@ def resume(path: Path, steps: int | None) -> None:
     with RunFolder.open(path) as folder:
         recipe = from_yaml(folder.recipe_yaml())
         found = checkpoint.latest(folder.paths.checkpoints)
-        if steps is not None:
-            if steps < recipe.steps:
-                raise RunFolderError(
-                    explain(
-                        "--steps",
-                        steps,
-                        f"the run is set to {recipe.steps}; it can only go on further",
-                        "a larger number",
-                    )
-                )
-            recipe = Recipe.model_validate({**recipe.model_dump(), "steps": steps})
-        data = _RunData(recipe)
-        if steps is not None:
-            write_atomic(folder.paths.recipe, to_yaml(recipe))
+        longer = _longer(recipe, steps, seconds)
+        data = _RunData(longer)
+        if found is not None:
+            check_same_data(found.state, data.hash)
+        if longer != recipe:
+            write_atomic(folder.paths.recipe, to_yaml(longer))
         folder.cut_logs(found.log_sizes if found else None)
-        set_threads(recipe.model.threads)
-        _run(recipe, data, folder, found)
+        set_threads(longer.model.threads)
+        _run(longer, data, folder, found)
+
+
+def _longer(recipe: Recipe, steps: int | None, seconds: float | None) -> Recipe:
+    """The recipe of a run that is to go on further.
+
+    Raises:
+        RunFolderError: fewer steps or seconds than it is set to.
+    """
+    for name, asked, limit in (("steps", steps, recipe.steps), ("seconds", seconds, recipe.seconds)):
+        if asked is not None and limit is not None and asked < limit:
+            need = f"the run is set to {limit:g}; it can only go on further"
+            raise RunFolderError(explain(f"--{name}", asked, need, "a larger number"))
+    changes = {"steps": steps, "seconds": seconds}
+    return recipe.but(**{name: value for name, value in changes.items() if value is not None})
 
 
 class _RunData:
@@ -99,10 +107,27 @@ class _RunData:
         self.held_out: tuple[Problem, ...] = ()
         if recipe.evaluation is not None:
             self.held_task, self.held_out = held_out_problems(recipe, self.task)
+            self.task = _without(self.task, self.held_out)
+            if recipe.evaluation.data is None:
+                self.held_task = self.task
         self.cold = [Example(p, worked_answer(p)) for p in self.task.problems] if recipe.cold_start else []
         keys = (problem.key for problem in (*self.task.problems, *self.held_out))
         self.hash = problem_key(*keys)
         self.file = [Example(p, text) for p, text in read_solutions(recipe.sft)] if recipe.sft else []
+
+
+def _without(task: Task, held_out: Sequence[Problem]) -> Task:
+    """The task without problems that are held out: what is evaluated is never trained on.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    held = {problem.key for problem in held_out}
+    kept = tuple(problem for problem in task.problems if problem.key not in held)
+    if not kept:
+        found = f"all {len(task.problems)} training problems among the held-out ones"
+        raise DataError(explain("evaluation.data", found, "they must differ", "name other data, or evaluation=null"))
+    return replace(task, problems=kept)
 
 
 def _run(recipe: Recipe, data: _RunData, folder: RunFolder, found: checkpoint.Checkpoint | None) -> None:
@@ -111,6 +136,7 @@ def _run(recipe: Recipe, data: _RunData, folder: RunFolder, found: checkpoint.Ch
         _say_what_comes(session, stages, found)
         probes.check_gold(session)
         session.asker.check([*data.task.problems, *data.held_out])
+        check_lengths(session, [*data.cold, *data.file])
         state = None
         if found is not None:
             state = RunState.from_json(found.state, [stage.pool for stage in stages], data.hash)

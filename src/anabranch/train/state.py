@@ -46,15 +46,7 @@ class RunState:
         Raises:
             CheckpointError: the state is of another number of stages, or of other problems.
         """
-        if stored["data"] != data:
-            raise CheckpointError(
-                explain(
-                    "data",
-                    "other problems than at the start of the run",
-                    "a run goes on with the very same ones",
-                    "restore the data files; a few reasoning-gym data sets need the same PYTHONHASHSEED",
-                )
-            )
+        check_same_data(stored, data)
         if not 0 <= stored["stage"] < len(pools):
             raise CheckpointError(
                 explain(
@@ -66,3 +58,24 @@ class RunState:
             )
         sampler = uniform.from_json(stored["sampler"], pools[stored["stage"]])
         return cls(**{**stored, "sampler": sampler})
+
+
+def check_same_data(stored: Mapping[str, Any], data: str) -> None:
+    """Refuse to go on with other problems.
+
+    Args:
+        stored: what `RunState.to_json` gave.
+        data: hash of the problems now.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    if stored["data"] != data:
+        raise CheckpointError(
+            explain(
+                "data",
+                "other problems than at the start of the run",
+                "a run goes on with the very same ones",
+                "restore the data files; a few reasoning-gym data sets need the same PYTHONHASHSEED",
+            )
+        )

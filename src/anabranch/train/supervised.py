@@ -9,6 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from anabranch.batching.pack import Row, flat_offsets, pack, packed_tokens
+from anabranch.engines.requests import TEMPLATE_MARGIN
+from anabranch.errors import DataError, explain
+from anabranch.modeling.load import context_length
 from anabranch.records import Problem, Segment, StreamGraph
 from anabranch.sampling.uniform import draw
 from anabranch.tracking.memory import peak_rss_mb
@@ -33,6 +36,25 @@ def example_graph(session: Session, example: Example) -> StreamGraph:
     tokens = np.array([*answer, *session.end_of_answer])
     prompt = Segment(np.array(session.asker.prompt_tokens(example.problem)))
     return StreamGraph((prompt, Segment(tokens, parents=(0,), trained=np.ones(len(tokens), dtype=np.bool_))))
+
+
+def check_lengths(session: Session, examples: Sequence[Example]) -> None:
+    """No example may be longer than the context. Bytes bound tokens, so that only suspects are encoded.
+
+    Raises:
+        DataError: one is; names it.
+    """
+    limit = context_length(session.model)
+    template = max((len(session.asker.prompt_tokens(each.problem)) for each in examples[:1]), default=0)
+    for example in examples:
+        text = f"{example.problem.question}{example.solution}"
+        if len(text.encode("utf-8", "surrogatepass")) + template + TEMPLATE_MARGIN <= limit:
+            continue
+        length = example_graph(session, example).num_tokens
+        if length > limit:
+            where = f"example {example.problem.key} ({example.problem.question[:60]!r})"
+            need = f"the context holds {limit}"
+            raise DataError(explain(where, f"{length} tokens", need, "shorten or remove it, or take another model"))
 
 
 def supervised_step(
