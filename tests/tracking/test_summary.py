@@ -51,6 +51,14 @@ def test_a_run_without_cold_start_or_change_has_no_such_row_or_column():
     assert "change, points" not in table.columns
 
 
+@pytest.mark.parametrize(
+    ("since", "words"), [("before", "the start"), ("cold_start", "the cold start"), ("sft", "SFT")]
+)
+def test_a_change_names_the_stage_it_is_counted_from(since, words):
+    table = summary_table([record("rl", 1, 0.5, (since, Estimate(0.25, 0.0, 0.5, 64, 256)))])
+    assert table.rows[0][3] == f"+25.0 [+0.0, +50.0] since {words}"
+
+
 def test_the_table_is_the_same_on_a_terminal_and_in_a_file():
     table = summary_table(RUN)
     stream = io.StringIO()

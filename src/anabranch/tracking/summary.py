@@ -10,7 +10,7 @@ from anabranch.tracking.tables import TextTable
 LABELS = {"before": "before", "cold_start": "after cold start", "sft": "after SFT", "rl": "after RL"}
 """Stages of an evaluation, in the order of a run, and their names in the table."""
 
-_SINCE = {"before": "the start", "cold_start": "the cold start", "rl": "RL"}
+_SINCE = {"before": "the start", "cold_start": "the cold start", "sft": "SFT", "rl": "RL"}
 
 
 class Interval(Protocol):
