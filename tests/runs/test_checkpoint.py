@@ -16,6 +16,7 @@ from anabranch.modeling.load import load_model, load_tokenizer
 from anabranch.recipe.io import from_yaml
 from anabranch.recipe.tree import Optim
 from anabranch.tracking.checkpoints import complete
+from anabranch.tracking.jsonl import read_jsonl
 from anabranch.train import checkpoint, reference
 from anabranch.train.optimizer import MasterOptimizer
 from anabranch.train.run import resume, start
@@ -71,6 +72,16 @@ def test_plain_transformers_loads_the_float32_masters(tiny_model, tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(read_ids).logits, masters(ids).logits)
         assert not torch.equal(loaded(read_ids).logits, model(ids).logits.float())  # they are not the bfloat16 weights
+
+
+def test_generation_settings_that_contradict_each_other_do_not_stop_a_checkpoint(tiny_model, tmp_path):
+    model = load_model(str(tiny_model), torch.float32, torch.device("cpu"))
+    model.generation_config.temperature = 0.6  # without do_sample: published models have it, transformers refuses it
+    model.generation_config.eos_token_id = [2, 5]
+    weights = MasterOptimizer(model, Optim()).master_state()
+    checkpoint.save_model(tmp_path / "model", model, load_tokenizer(str(tiny_model)), weights)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config
+    assert (again.temperature, again.eos_token_id) == (0.6, [2, 5])
 
 
 def test_the_newest_checkpoints_stay_by_number_not_by_name(tiny_model, tmp_path):
@@ -170,6 +181,16 @@ def test_a_finished_run_says_how_to_go_on(finished):
     with pytest.raises(RunFolderError, match=r"--steps: found 1, but the run is set to 2"):
         resume(finished, 1)
     assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_a_supervised_run_can_go_on_with_rl_as_if_planned_so(make_recipe, sums, same_run, tmp_path):
+    sft = make_recipe("cold_start=null", "steps=0", f"sft={{path: {sums / 'train.jsonl'}, steps: 2, batch: 4}}")
+    start(sft, tmp_path / "later")
+    resume(tmp_path / "later", 2)
+    start(sft.but(steps=2), tmp_path / "planned")
+    same_run(tmp_path / "planned", tmp_path / "later")
+    last = list(read_jsonl(tmp_path / "later" / "evaluations.jsonl"))[-1]
+    assert (last["stage"], last["change"]["since"]) == ("rl", "sft")
 
 
 # ------------------------------------------------------------------------------------------------- a full disk

@@ -117,7 +117,8 @@ def save_model(
     config.dtype = next(iter(weights.values())).dtype
     config.save_pretrained(folder)
     if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
+        # Not its `save_pretrained`: that refuses flags which contradict each other, and published models have such.
+        model.generation_config.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])
     tokenizer.save_pretrained(folder)
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})

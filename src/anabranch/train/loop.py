@@ -94,15 +94,18 @@ def run(session: Session, stages: Sequence[Stage], state: RunState | None) -> Ru
         state = start_of(session, stages, 0, None)
         if session.held_out:
             evaluate(session, state, "before")
-    elif state.stage == len(stages) - 1 and stages[-1].over(state):
-        raise RunFolderError(
-            explain(
-                str(session.folder.paths.root),
-                f"the last stage done ({state.step} steps, {state.seconds:.0f} s)",
-                "nothing is left to do",
-                f"anabranch resume {session.folder.paths.root} {_further(stages[-1], state)}",
+    elif stages[state.stage].over(state):
+        if state.stage == len(stages) - 1:
+            raise RunFolderError(
+                explain(
+                    str(session.folder.paths.root),
+                    f"the last stage done ({state.step} steps, {state.seconds:.0f} s)",
+                    "nothing is left to do",
+                    f"anabranch resume {session.folder.paths.root} {_further(stages[-1], state)}",
+                )
             )
-        )
+        # It was the last stage when it was saved: RL steps were asked for since.
+        state = start_of(session, stages, state.stage + 1, state)
     while True:
         stage = stages[state.stage]
         _enter(session, stage, state)
