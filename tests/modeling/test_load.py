@@ -155,6 +155,7 @@ def test_an_encoder_decoder_is_refused(tmp_path):
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"model_type": "no_such_type"}, "no_such_type"),
         ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_attention_heads": 0}, "by zero"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
     ],
 )
@@ -170,6 +171,12 @@ def test_a_config_that_is_no_json_is_one_short_error(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match="config of model"):
         load_model(str(folder), torch.float32, CPU)
+
+
+def test_tokenizer_settings_of_another_type_are_one_short_error(folder):
+    (folder / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ModelError, match="tokenizer of model"):
+        load_tokenizer(str(folder))
 
 
 def test_an_unknown_attention_is_refused(folder):

@@ -55,6 +55,9 @@ LOADING_ERRORS = (
     TypeError,
     ImportError,
     RuntimeError,
+    AttributeError,
+    ArithmeticError,
+    IndexError,
     SafetensorError,
     StrictDataclassError,
 )
