@@ -56,6 +56,7 @@ def evaluate(session: Session, state: RunState, stage: str) -> dict[str, Any]:
     record["per_problem"] = means
     session.folder.evaluations.write(record)
     session.folder.evaluations.commit()
+    session.engine.load_weights(state.version)  # the same weights; what it timed here is not the next step's
     session.pending_times["time/evaluate"] = session.pending_times.get("time/evaluate", 0.0) + clock.elapsed
     return record
 

@@ -91,7 +91,8 @@ def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dic
 
 def answer_records(session: Session, experience: Experience, step: int) -> list[RolloutRecord]:
     """The lines of `rollouts.jsonl`."""
-    prompts = {rollout.problem_key: session.tokenizer.decode(rollout.prompt_tokens) for rollout in experience.rollouts}
+    tokens = {rollout.problem_key: rollout.prompt_tokens for rollout in experience.rollouts}
+    prompts = {key: session.tokenizer.decode(prompt) for key, prompt in tokens.items()}
     return [
         rollout_record(step, "rl", problem, rollout, score, prompt=prompts[problem.key])
         for problem, rollout, score in zip(experience.problems, experience.rollouts, experience.scores, strict=True)
