@@ -93,7 +93,7 @@ GOOD = row(question="1+1=", answer="2")
 @pytest.mark.parametrize(
     ("content", "where", "found"),
     [
-        (None, "data.path", "'data.jsonl'"),
+        (None, "data.jsonl", "No such file or directory"),
         ("", "data.jsonl", "no problem"),
         ("\n\n", "data.jsonl", "no problem"),
         (GOOD * 2 + '{"question": "2+2=", "answer": "4"\n', "data.jsonl:3", '\'{"question": "2+2=", "answer": "4"\''),
@@ -101,6 +101,7 @@ GOOD = row(question="1+1=", answer="2")
         (GOOD + row(question="2+2="), "data.jsonl:2", "columns 'question'"),
         (GOOD + row(question="", answer="4"), "data.jsonl:2", "an empty 'question'"),
         (GOOD + row(question="2+2=", answer=None), "data.jsonl:2", "answer = None"),
+        (GOOD + row(question="2+\ud800=", answer="4"), "data.jsonl:2", "half a surrogate pair in 'question'"),
     ],
 )
 def test_data_that_cannot_be_read_names_file_and_line(place, recipe_file, content, where, found):

@@ -76,9 +76,9 @@ def test_a_missing_mark_is_named_by_line(tmp_path):
 
 
 def test_missing_empty_and_binary_files_are_refused(tmp_path):
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+    with pytest.raises(DataError, match=": found No such file or directory, but a readable"):
         opened(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=": found Is a directory, but a readable"):
         opened(tmp_path)
     with pytest.raises(DataError, match="found no problem"):
         opened(write(tmp_path / "empty.jsonl", "", " "))

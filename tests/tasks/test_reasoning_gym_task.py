@@ -129,6 +129,7 @@ def test_streams_for_different_purposes_are_far_apart():
         ({"options": {"size": 3}}, r"data\.size"),
         ({"options": {"min_terms": 5, "max_terms": 2}}, "max_terms must be >= min_terms"),
         ({"options": {"min_terms": "two"}}, "refuses them"),
+        ({"options": {"min_terms": 2.5}}, r"'chain_sum' refuses them(.|\n)*ChainSumConfig"),  # only when it makes one
         ({"name": "boxnet"}, "no gold answer"),
         ({"name": "composite"}, "gates of their own"),
     ],

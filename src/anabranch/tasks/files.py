@@ -77,7 +77,7 @@ def numbered_objects(path: Path, limit: int | None) -> Iterator[tuple[str, Mappi
                 yield where, _object(where, line)
     except OSError as error:
         raise DataError(
-            explain("data.path", f"'{path}'", f"it cannot be read: {error.strerror}", "data.path=FILE.jsonl")
+            explain(str(path), f"{error.strerror}", "a readable JSONL file is needed", "check the path")
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(
@@ -108,7 +108,7 @@ def text_of(where: str, row: Mapping[str, Any], column: str, *, numbers: bool) -
                 where,
                 f"columns {', '.join(map(repr, row)) or 'none'}",
                 f"column '{column}' is needed",
-                "name the columns with data.question=... and data.answer=...",
+                "write the column, or name the one to read (data.question, data.answer; sft.question, sft.solution)",
             )
         )
     value = row[column]
@@ -118,6 +118,9 @@ def text_of(where: str, row: Mapping[str, Any], column: str, *, numbers: bool) -
         raise DataError(explain(where, f"{column} = {value!r}"[:80], "text is needed", f"write '{column}' as a string"))
     if not value.strip():
         raise DataError(explain(where, f"an empty '{column}'", "text is needed", "fill it in or remove the line"))
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        need = "no tokenizer reads it"
+        raise DataError(explain(where, f"half a surrogate pair in '{column}'", need, "correct or remove the line"))
     return value.strip()
 
 

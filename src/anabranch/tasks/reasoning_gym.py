@@ -12,6 +12,7 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -34,6 +35,9 @@ GOLD_IN_METADATA: Mapping[str, str] = MappingProxyType(
     }
 )
 """Where data sets with many right answers keep one of them."""
+
+REFUSALS = (AssertionError, TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError)
+"""How data sets of the package refuse their options: when they are made, or only when a problem is."""
 
 UNUSABLE: Mapping[str, str] = MappingProxyType(
     {
@@ -110,7 +114,7 @@ def open_reasoning_gym(data: ReasoningGym, answer: Answer) -> Task:
     dataset = create(data.name, data.options, derived_seed("data", data.seed), data.size)
     problems: dict[str, Problem] = {}
     for index in range(data.size):
-        problem = _problem(data.name, dataset[index])
+        problem = _made(dataset, index, data.name, data.options)
         if _usable(data.name, problem):
             problems.setdefault(problem.key, problem)
     if not problems:
@@ -128,7 +132,7 @@ def stream(data: ReasoningGym, seed: int) -> Iterator[Problem]:
     while True:
         if index and index % chunk == 0:  # item i depends on seed + i only, and some data sets end at their size
             dataset = create(data.name, data.options, seed + index, chunk)
-        problem = _problem(data.name, dataset[index % chunk])
+        problem = _made(dataset, index % chunk, data.name, data.options)
         index += 1
         if _usable(data.name, problem):
             yield problem
@@ -150,15 +154,33 @@ def create(name: str, options: Mapping[str, Any], seed: int, size: int) -> Any:
     _check_name(name, registry)
     _check_options(name, options, registry[name][1])
     package = importlib.import_module("reasoning_gym")
-    try:
+    with _refusals(name, options, registry[name][1].__name__):
         return package.create_dataset(name, **options, seed=seed, size=size)
-    except (AssertionError, TypeError, ValueError, KeyError, AttributeError) as error:  # how its configs refuse values
+
+
+def _made(dataset: Any, index: int, name: str, options: Mapping[str, Any]) -> Problem:
+    """One problem of a data set.
+
+    Raises:
+        DataError: none can be made with these options: not all values that cannot work are refused by `create`.
+    """
+    with _refusals(name, options, type(dataset.config).__name__):
+        made = dataset[index]
+    return _problem(name, made)
+
+
+@contextmanager
+def _refusals(name: str, options: Mapping[str, Any], config: str) -> Iterator[None]:
+    """Boundary to the package: what its data sets raise about their options becomes one error."""
+    try:
+        yield
+    except REFUSALS as error:
         raise DataError(
             explain(
                 "data.options",
                 f"{dict(options)}",
                 f"'{name}' refuses them: {error or type(error).__name__}",
-                f"see the fields of {registry[name][1].__name__} in reasoning-gym",
+                f"see the fields of {config} in reasoning-gym",
             )
         ) from error
 
