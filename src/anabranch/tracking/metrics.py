@@ -64,17 +64,35 @@ def _registry() -> Iterable[Metric]:
         ("reward/<term>", "reward", "Mean raw value of one reward term, before its weight."),
         ("accuracy", "share", "Answers whose verdict is `correct`."),
         ("verdict/<reason>", "share", f"Answers with this reason code ({', '.join(Reason)}); they add up to 1."),
-        ("reward_std", "reward", "Unbiased standard deviation within a group, mean over groups of two or more."),
-        ("sigma_batch", "reward", "Standard deviation of the raw rewards over the whole batch."),
+        (
+            "reward_std",
+            "reward",
+            "Standard deviation within a group (0 for one answer), mean over groups; as `algorithm.std` says.",
+        ),
+        (
+            "sigma_batch",
+            "reward",
+            "Standard deviation of the raw rewards over the whole batch, taken as `algorithm.std` says.",
+        ),
     )
     yield from _group(
         "advantage",
-        ("advantage_mean", "advantage", "Mean over answers."),
-        ("advantage_std", "advantage", "Standard deviation over answers."),
-        ("advantage_min", "advantage", "Smallest."),
-        ("advantage_max", "advantage", "Largest."),
-        ("advantage_max_abs", "advantage", "Largest magnitude: a batch whose rewards nearly agree shows here."),
-        ("zero_advantage", "share", "Answers with advantage exactly 0: they teach nothing (and count as denominator)."),
+        ("advantage_mean", "advantage", "(reward - baseline) / scale, before KL and whitening: mean over answers."),
+        ("advantage_std", "advantage", "Of the same: unbiased standard deviation over answers."),
+        ("advantage_min", "advantage", "Of the same: smallest."),
+        ("advantage_max", "advantage", "Of the same: largest."),
+        (
+            "advantage_max_abs",
+            "advantage",
+            "Largest magnitude over tokens, as the loss uses it (after KL and whitening): a batch whose rewards nearly "
+            "agree shows here.",
+        ),
+        (
+            "zero_advantage",
+            "share",
+            "Answers whose every token has advantage exactly 0 in the loss: without a KL loss they teach nothing (and "
+            "count as denominator).",
+        ),
         ("dead_groups", "share", "Groups whose rewards are all the same."),
         ("dead_groups_right", "share", "Of all groups, those dead with every answer correct: too easy."),
         ("dead_groups_wrong", "share", "Of all groups, those dead with no answer correct: too hard."),
@@ -83,15 +101,19 @@ def _registry() -> Iterable[Metric]:
         "policy",
         ("loss", "loss", "What was minimised. Supervised: mean negative log-prob of the trained tokens, nats."),
         ("entropy", "nats", "Entropy of the policy's next-token distribution, mean over trained tokens."),
-        ("clip_low", "share", "Trained tokens where the lower clip bound cuts the gradient off."),
-        ("clip_high", "share", "Trained tokens where the upper clip bound cuts the gradient off."),
+        (
+            "clip_low",
+            "share",
+            "Trained tokens on which the lower clip bound acts: no gradient (detached ratio: capped).",
+        ),
+        ("clip_high", "share", "Trained tokens on which the upper clip bound acts, likewise."),
         ("ratio_mean", "ratio", "pi / pi_old, mean over trained tokens. Exactly 1 in the first update of a batch."),
         ("ratio_max", "ratio", "Largest pi / pi_old."),
         ("kl_old_k1", "nats", "KL(old, new) a token by k1 = -log(pi / pi_old). May be negative."),
         ("kl_old_k3", "nats", "The same by k3 = pi/pi_old - 1 - log(pi / pi_old). Never negative, less noisy."),
         ("kl_ref", "nats", "KL to the reference a token, by the estimator of the recipe. Only with a KL term."),
         ("grad_norm", "norm", "Global gradient norm before clipping; mean over the optimizer steps."),
-        ("lr", "rate", "Learning rate of the last optimizer step."),
+        ("lr", "rate", "Learning rate of the step: all its optimizer steps have the same."),
     )
     yield from _group(
         "answers",
@@ -215,9 +237,10 @@ A run folder holds three logs, one JSON object a line:
 * `rollouts.jsonl`: one record a sampled answer: `step`, `stage`, problem `key`, `sample`, `source`, `question`,
   `prompt` (the whole prompt as the model got it, where it was recorded), `answer`, `verdict` (reason code), `detail`,
   `extracted`, `gold`, `parts` (raw reward terms), `reward`, `stop`, `tokens`, `policy_versions`.
-* `evaluations.jsonl`: one record an evaluation: `step`, `stage` (`before`, `cold_start`, `rl`), `policy_version`,
-  `num_problems`, `num_samples`, `level`, `estimates` (`mean@2`: `value`, `low`, `high`), and `change` (paired
-  difference to an earlier stage) where there is one.
+* `evaluations.jsonl`: one record an evaluation: `step`, `stage` (`before`, `cold_start`, `sft`, `rl`),
+  `policy_version`, `num_problems`, `num_samples`, `level`, `estimates` (`mean@2`: `value`, `low`, `high`),
+  `per_problem` (mean of each held-out problem, in their order), and `change` (paired difference to an earlier stage)
+  where there is one.
 
 How to read a run in one minute:
 

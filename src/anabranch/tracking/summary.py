@@ -50,7 +50,7 @@ def evaluation_record(
 
     Args:
         step: steps of the stage that were done.
-        stage: a key of `LABELS`: `before` any training, after `cold_start`, or during and after `rl`.
+        stage: a key of `LABELS`: `before` any training, after `cold_start`, after `sft`, or during and after `rl`.
         policy_version: of the weights that answered.
         estimates: by name (`mean@2`, `pass@2`), all over the same answers; at least one, the main one first.
         level: confidence level of the intervals.

@@ -196,15 +196,15 @@ def learn(session: Session, lesson: Lesson, lr: float, clock: Clock) -> list[Upd
         if not rows:
             continue  # every group of this mini-batch agrees
         session.display.phase(f"training {len(updates) + 1}/{len(lesson.rows)}")
-        with clock.phase("forward_backward"):
-            done = update(
-                session.model,
-                session.optimizer,
-                rows,
-                objective,
-                len(advantage_N),
-                lr=lr,
-                temperature=temperature,
-            )
+        done = update(
+            session.model,
+            session.optimizer,
+            rows,
+            objective,
+            len(advantage_N),
+            lr=lr,
+            temperature=temperature,
+            clock=clock,
+        )
         updates.append(done)
     return updates

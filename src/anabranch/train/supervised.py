@@ -74,8 +74,7 @@ def supervised_step(
         return -logprob_M.sum() / num_tokens, {}
 
     session.display.phase("training")
-    with clock.phase("forward_backward"):
-        done = update(session.model, session.optimizer, rows, objective, num_tokens, lr=lr, temperature=1.0)
+    done = update(session.model, session.optimizer, rows, objective, num_tokens, lr=lr, temperature=1.0, clock=clock)
     session.engine.load_weights(state.version + 1)
     record: dict[str, object] = {
         "step": state.step + 1,

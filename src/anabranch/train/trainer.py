@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from anabranch.batching.pack import Row
 from anabranch.modeling.forward import row_logprobs
+from anabranch.train.clock import Clock
 from anabranch.train.objective import add_up
 from anabranch.train.optimizer import MasterOptimizer
 
@@ -79,13 +80,19 @@ def update(
     *,
     lr: float,
     temperature: float,
+    clock: Clock | None = None,
 ) -> Update:
     """One optimizer step: backward over all rows, clip, AdamW, weights written back in place.
+
+    With a clock, it takes the times of the two phases `forward_backward` and `optimizer`.
 
     Raises:
         ValueError: no row.
         TrainingError: the gradient is not finite; the weights are as they were.
     """
-    loss, sums, entropy_sum, logprob_N = accumulate(model, rows, objective, num_slots, temperature=temperature)
-    grad_norm = optimizer.step(lr)
+    clock = clock or Clock()
+    with clock.phase("forward_backward"):
+        loss, sums, entropy_sum, logprob_N = accumulate(model, rows, objective, num_slots, temperature=temperature)
+    with clock.phase("optimizer"):
+        grad_norm = optimizer.step(lr)
     return Update(loss, grad_norm, sums, entropy_sum, sum(len(row.target_M) for row in rows), logprob_N)
