@@ -40,7 +40,7 @@ QUICK = load("quickstart")
         (QUICK, "algorithm.overlong.buffer=8", "algorithm.overlong.buffer: found 8", "algorithm.overlong.buffer=null"),
         (
             QUICK,
-            "algorithm.overlong.kind=soft algorithm.overlong.buffer=33",
+            "rollout.max_new_tokens=32 algorithm.overlong.kind=soft algorithm.overlong.buffer=33",
             "at most 32 tokens",
             "algorithm.overlong.buffer=6",  # a fifth of 32
         ),
@@ -114,7 +114,7 @@ def test_a_setting_that_cannot_work_or_would_be_ignored_is_refused_with_a_fix(ba
         ["rollout.per_problem=1", "algorithm.baseline=batch_mean"],
         ["algorithm.ratio=detached", "algorithm.clip.low=null"],
         ["algorithm.ratio=detached", "algorithm.clip.low=0.5"],  # a lower cap of the weight is honoured
-        ["algorithm.overlong.kind=soft", "algorithm.overlong.buffer=32"],
+        ["rollout.max_new_tokens=32", "algorithm.overlong.kind=soft", "algorithm.overlong.buffer=32"],
         ["algorithm.overlong.kind=stop_properly", "algorithm.overlong.coef=0"],
         ["algorithm.scale=none", "algorithm.whiten=tokens", "algorithm.std=population"],
         ["train.minibatches=16"],
