@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -158,6 +159,18 @@ def test_a_model_that_is_no_causal_language_model_is_refused(place, recipe_file,
         assert parts["need"] == "a decoder-only causal language model is needed"
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_is_named(place, recipe_file, tiny_model):
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer.add_tokens(["plus"])  # and the embedding not resized
+    folder = Path(shutil.copytree(tiny_model, place.parent / "grown"))
+    tokenizer.save_pretrained(folder)
+    (place / "data.jsonl").write_text("".join(row(question=f"{n} plus 1", answer=str(n + 1)) for n in range(5)))
+    parts = refused(place, "train", recipe_file, f"model.source={folder}", "data.path=data.jsonl", "--out", "run")
+    size = len(tokenizer) - 1
+    assert (parts["kind"], parts["found"]) == ("ModelError", f"token {size} ('plus')")
+    assert parts["need"] == f"the model has embeddings for {size} tokens"
+
+
 def test_a_model_folder_that_is_none_is_refused(place, recipe_file):
     (place / "empty").mkdir()
     for source, found in (("./empty", "no config.json"), ("./nowhere", "no such folder")):
@@ -224,6 +237,26 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(place):
     for name, found in (("empty", "no recipe.yaml"), ("file", "a file"), ("nowhere", "no such folder")):
         parts = refused(place, "resume", name)
         assert (parts["kind"], parts["where"], parts["found"]) == ("RunFolderError", name, found)
+
+
+def test_worked_examples_that_changed_under_a_run_are_noticed(place, make_recipe):
+    def write(mark: str) -> None:
+        rows = (row(question=f"{n}+2=", solution=f"{mark}{n + 2}") for n in range(5))
+        (place / "worked.jsonl").write_text("".join(rows))
+
+    write("")
+    start(make_recipe("cold_start=null", "steps=0", "sft={path: worked.jsonl, steps: 1}"), place / "run")
+    write("=")
+    done = command("resume", "run", "--steps", "1")
+    assert (done.exit_code, "found other problems than at the start of the run" in done.stderr) == (2, True)
+
+
+def test_a_run_folder_from_a_machine_with_another_device_is_one_error(place, run):
+    copy = Path(shutil.copytree(run, place / "moved"))
+    recipe = copy / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("device: cpu", "device: cuda:99"))
+    done = command("resume", copy, "--steps", "3")
+    assert (done.exit_code, done.stderr.startswith("RecipeError: model.device: found cuda:99")) == (2, True)
 
 
 def test_data_that_changed_under_a_run_is_noticed(place, recipe_file):

@@ -75,7 +75,7 @@ def test_every_reward_the_same_stops_the_run_after_its_patience(bare, tmp_path):
     message = stops(recipe, tmp_path / "run")
     assert message.startswith("the first 2 RL steps: found every reward 0 (16 no_answer), so the gradient is zero, but")
     assert "\n  fix: a cold start" in message
-    assert [record["dead_groups"] for record in metrics(tmp_path / "run")] == [1.0]  # of the step before the last
+    assert [record["dead_groups"] for record in metrics(tmp_path / "run")] == [1.0, 1.0]  # the last one too
 
 
 def test_every_answer_wrong_has_another_advice(bare, tmp_path):
@@ -106,7 +106,7 @@ def test_groups_that_agree_have_no_gradient(bare, tmp_path):
     recipe = bare("rollout.temperature=0.0001", "rollout.max_new_tokens=12")  # greedy: the answers to a problem are one
     message = stops(recipe, tmp_path / "run")
     assert "found rewards that agree within every group, so the gradient is zero" in message
-    assert "\n  fix: more answers a problem" in message
+    assert "\n  fix: a larger rollout.per_problem" in message
     first = metrics(tmp_path / "run")[0]
     assert first["dead_groups"] == 1.0
     assert first["sigma_batch"] > 0
@@ -133,4 +133,13 @@ def test_gold_answers_that_are_not_accepted_stop_the_run_before_it_begins(bare, 
     path.write_text("".join(json.dumps({"question": f"{n}?", "answer": "a banana"}) + "\n" for n in range(4)))
     with pytest.raises(DataError, match=r"self-check of 'fruit': found 4 of 4 .* the gold answer scores 0"):
         start(bare(f"data.path={path}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_gold_answers_of_held_out_problems_are_checked_too(bare, tmp_path):
+    path = tmp_path / "fruit.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}?", "answer": "a banana"}) + "\n" for n in range(4)))
+    recipe = bare(f"evaluation={{problems: 4, data: {{kind: jsonl, path: {path}}}}}")
+    with pytest.raises(DataError, match=r"self-check of 'fruit': found 4 of 4 .* the gold answer scores 0"):
+        start(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()

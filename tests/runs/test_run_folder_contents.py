@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from anabranch.errors import DataError
 from anabranch.presets import load
 from anabranch.recipe.io import from_yaml
+from anabranch.tracking.checkpoints import complete
 from anabranch.tracking.jsonl import read_jsonl
 from anabranch.tracking.lock import FolderLock
 from anabranch.tracking.metrics import METRICS, find, validate
@@ -152,6 +154,19 @@ def test_the_moments_of_the_cold_start_are_not_carried_into_rl(run):
 def test_held_out_problems_are_not_trained_on(run, sums):
     held_out = {json.loads(line)["question"] for line in (sums / "held_out.jsonl").read_text().splitlines()}
     assert not held_out & {answer["question"] for answer in records(run, "rollouts")}
+
+
+def test_worked_examples_with_held_out_questions_are_left_out(make_recipe, sums, tmp_path):
+    held_out, both = sums / "held_out.jsonl", tmp_path / "both.jsonl"
+    both.write_text("".join(path.read_text() for path in (sums / "train.jsonl", held_out)))
+    small = ("steps=0", f"evaluation={{problems: 64, samples: 1, data: {{kind: jsonl, path: {held_out}}}}}")
+    start(make_recipe("cold_start=null", *small, f"sft={{path: {both}, steps: 1, batch: 4}}"), tmp_path / "run")
+    last = complete(tmp_path / "run" / "checkpoints")[-1]
+    sampler = json.loads((last / "state.json").read_text())["state"]["sampler"]
+    questions = [{json.loads(line)["question"] for line in path.read_text().splitlines()} for path in (both, held_out)]
+    assert sampler["num_problems"] == len(questions[0] - questions[1]) < len(questions[0])
+    with pytest.raises(DataError, match=r"sft\.path: found all 11 questions among the held-out ones"):
+        start(make_recipe("cold_start=null", *small, f"sft={{path: {held_out}, steps: 1}}"), tmp_path / "none")
 
 
 def test_the_environment_is_described_without_secrets(run, recipe):

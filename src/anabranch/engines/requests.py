@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from anabranch.errors import DataError, explain
+from anabranch.errors import DataError, ModelError, explain
 from anabranch.modeling.load import context_length, encode_chat, stop_token_ids
 from anabranch.recipe.tree import Recipe
 from anabranch.records import Problem, Request, Sampling
@@ -29,6 +29,7 @@ class Asker:
         self._recipe = recipe
         self._tokenizer = tokenizer
         self._context = context_length(model)
+        self._vocabulary = model.get_input_embeddings().weight.shape[0]
         rollout = recipe.rollout
         self.sampling = Sampling(
             temperature=rollout.temperature,
@@ -41,10 +42,23 @@ class Asker:
         self._prompts: dict[str, tuple[int, ...]] = {}
 
     def prompt_tokens(self, problem: Problem) -> tuple[int, ...]:
-        """The problem as the model reads it."""
+        """The problem as the model reads it. Raises ModelError as `check_known`."""
         if problem.key not in self._prompts:
-            self._prompts[problem.key] = tuple(encode_chat(self._tokenizer, messages(problem, self._recipe.prompt)))
+            tokens = tuple(encode_chat(self._tokenizer, messages(problem, self._recipe.prompt)))
+            self.check_known(tokens, f"prompt of problem {problem.key}")
+            self._prompts[problem.key] = tokens
         return self._prompts[problem.key]
+
+    def check_known(self, tokens: Sequence[int], where: str) -> None:
+        """Every token has an embedding.
+
+        Raises:
+            ModelError: one has none: the tokenizer is of another model, or tokens were added to it alone.
+        """
+        if tokens and max(tokens) >= self._vocabulary:
+            found = f"token {max(tokens)} ({self._tokenizer.convert_ids_to_tokens(int(max(tokens)))!r})"
+            need = f"the model has embeddings for {self._vocabulary} tokens"
+            raise ModelError(explain(where, found, need, "use the tokenizer that belongs to the model"))
 
     def requests(self, problems: Sequence[Problem], samples: int, step: int) -> list[Request]:
         """One request a problem; one that occurs again gets the next sample numbers, so no answer is drawn twice."""

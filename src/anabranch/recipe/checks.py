@@ -172,7 +172,7 @@ def _training(recipe: Recipe) -> Iterator[str]:
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
-    """A step must not hold one problem twice: its answers would be drawn with the same random numbers."""
+    """A step should not hold one problem twice: its two groups would be one larger group in disguise."""
     data = recipe.data
     where, size = ("data.size", data.size) if isinstance(data, ReasoningGym) else ("data.limit", data.limit)
     if size is not None and size < recipe.rollout.prompts:

@@ -17,7 +17,7 @@ import torch
 from anabranch.batching.pack import flat_offsets, pack
 from anabranch.errors import ProbeError, explain
 from anabranch.records import Reason, Rollout, StopReason
-from anabranch.tasks.base import self_check
+from anabranch.tasks.base import Task, self_check
 from anabranch.tracking.rollouts import RolloutRecord
 from anabranch.train.session import Session
 from anabranch.train.state import RunState
@@ -31,13 +31,15 @@ LARGEST_GAP = {"float32": 1e-3, "bfloat16": 0.05}
 """Mean absolute gap in nats that is still rounding; measured: 2e-6 in float32, 0.025 in bfloat16 (SmolLM2-135M)."""
 
 
-def check_gold(session: Session) -> None:
-    """Prove on a sample of problems that right answers are accepted.
+def check_gold(session: Session, held_task: Task) -> None:
+    """Prove on a sample of problems that right answers are accepted; of held-out problems too, if from other data.
 
     Raises:
         DataError: they are not.
     """
     self_check(session.task, session.judge, GOLD_PROBLEMS)
+    if session.held_judge is not session.judge:
+        self_check(held_task, session.held_judge, GOLD_PROBLEMS)
 
 
 def compare_engine(session: Session, rollouts: Sequence[Rollout]) -> None:

@@ -11,16 +11,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from anabranch.engines.torch_engine import TorchEngine
 from anabranch.errors import AnabranchError, DataError, RunFolderError, explain
 from anabranch.evaluation.held_out import held_out_problems
-from anabranch.modeling.devices import choose_dtype, full_determinism, set_threads, settle
+from anabranch.modeling.devices import choose_device, choose_dtype, full_determinism, set_threads, settle
 from anabranch.modeling.forward import load_streaming
 from anabranch.modeling.load import load_tokenizer, needs_conversion
 from anabranch.recipe.io import from_yaml, to_yaml
-from anabranch.recipe.tree import Recipe
+from anabranch.recipe.tree import Recipe, Sft
 from anabranch.records import Problem
 from anabranch.tasks.base import Task, open_task, problem_key
 from anabranch.tasks.judge import Judge
@@ -111,9 +109,9 @@ class _RunData:
             if recipe.evaluation.data is None:
                 self.held_task = self.task
         self.cold = [Example(p, worked_answer(p)) for p in self.task.problems] if recipe.cold_start else []
-        keys = (problem.key for problem in (*self.task.problems, *self.held_out))
-        self.hash = problem_key(*keys)
-        self.file = [Example(p, text) for p, text in read_solutions(recipe.sft)] if recipe.sft else []
+        self.file = _examples(recipe.sft, self.held_out) if recipe.sft else []
+        keys = [problem.key for problem in (*self.task.problems, *self.held_out)]
+        self.hash = problem_key(*keys, *(example.solution for example in (*self.cold, *self.file)))
 
 
 def _without(task: Task, held_out: Sequence[Problem]) -> Task:
@@ -130,11 +128,26 @@ def _without(task: Task, held_out: Sequence[Problem]) -> Task:
     return replace(task, problems=kept)
 
 
+def _examples(sft: Sft, held_out: Sequence[Problem]) -> list[Example]:
+    """The examples of a file, without questions that are held out.
+
+    Raises:
+        DataError: the file cannot be read, or no example is left.
+    """
+    held = {problem.question for problem in held_out}
+    found = [Example(problem, text) for problem, text in read_solutions(sft)]
+    kept = [example for example in found if example.problem.question not in held]
+    if not kept:
+        text = f"all {len(found)} questions among the held-out ones"
+        raise DataError(explain("sft.path", text, "they must differ", "name another file, or evaluation=null"))
+    return kept
+
+
 def _run(recipe: Recipe, data: _RunData, folder: RunFolder, found: checkpoint.Checkpoint | None) -> None:
     with _session(recipe, data, folder, found) as session:
         stages = loop.plan(session, data.cold, data.file)
         _say_what_comes(session, stages, found)
-        probes.check_gold(session)
+        probes.check_gold(session, data.held_task)
         session.asker.check([*data.task.problems, *data.held_out])
         check_lengths(session, [*data.cold, *data.file])
         state = None
@@ -161,8 +174,8 @@ def _session(
             display.note(f"converting {source} once, about 20 seconds")
         display.phase(f"loading {source}")
         tokenizer = load_tokenizer(source)
-        dtype = choose_dtype(recipe.model.dtype, torch.device(recipe.model.device))
-        model = load_streaming(source, dtype, torch.device(recipe.model.device))
+        device = choose_device(recipe.model.device)  # checked: a run folder may have come from another machine
+        model = load_streaming(source, choose_dtype(recipe.model.dtype, device), device)
         optimizer = MasterOptimizer(model, recipe.optim)
         if found is not None:
             found.restore(optimizer)

@@ -29,7 +29,7 @@ class Session:
     display: Display
     task: Task
     data_hash: str
-    """Of the identities of all problems, see `RunState.data`."""
+    """Of all problems and worked examples, see `RunState.data`."""
     held_out: tuple[Problem, ...]
     judge: Judge
     held_judge: Judge

@@ -28,7 +28,7 @@ class RunState:
     seconds: float
     """Wall-clock time spent in the current stage."""
     data: str
-    """Hash of the identities of all problems: a resumed run must have the very same ones."""
+    """Hash of the identities of all problems and of all worked examples: a resumed run must have the very same ones."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, exact."""

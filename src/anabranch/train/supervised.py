@@ -33,6 +33,7 @@ class Example:
 def example_graph(session: Session, example: Example) -> StreamGraph:
     """Prompt -> answer, every answer token trained, the end of the answer too."""
     answer = session.tokenizer(example.solution, add_special_tokens=False)["input_ids"]
+    session.asker.check_known(answer, f"example {example.problem.key}")
     tokens = np.array([*answer, *session.end_of_answer])
     prompt = Segment(np.array(session.asker.prompt_tokens(example.problem)))
     return StreamGraph((prompt, Segment(tokens, parents=(0,), trained=np.ones(len(tokens), dtype=np.bool_))))
