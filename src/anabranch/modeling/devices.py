@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import time
 from collections.abc import Sequence
 
@@ -130,3 +132,13 @@ def full_determinism() -> None:
     """
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def return_free_memory() -> None:
+    """Hand freed memory back to the system (glibc only; elsewhere it does nothing).
+
+    Sampling and training take turns with tensors of other sizes. The C library keeps what was freed in a heap full of
+    holes, and the process would hold the sum of both phases instead of the larger one.
+    """
+    if "CS_GNU_LIBC_VERSION" in os.confstr_names:
+        ctypes.CDLL(None).malloc_trim(0)

@@ -43,7 +43,7 @@ def quickstart() -> Recipe:
         reward=(RewardTerm(term="accuracy"),),
         algorithm=lite_ppo().algorithm,
         optim=Optim(lr=4e-5),
-        train=Train(row_tokens=384),
+        train=Train(row_tokens=256),
         cold_start=ColdStart(steps=5, batch=16),
         evaluation=Evaluation(problems=48, samples=4),
     )

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from anabranch.errors import RunFolderError, explain
+from anabranch.modeling.devices import return_free_memory
 from anabranch.recipe.tree import Optim
 from anabranch.sampling import uniform
 from anabranch.tasks.base import derived_seed
@@ -144,6 +145,7 @@ def _enter(session: Session, stage: Stage, state: RunState) -> None:
 
 
 def _step(session: Session, stage: Stage, state: RunState) -> RunState:
+    return_free_memory()
     clock = Clock()
     lr = learning_rate(stage.optim, state.step, stage.steps)
     after, record, answers = stage.step(session, state, lr)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from anabranch.batching.credit import Credit, assign_credit
 from anabranch.batching.pack import Row, flat_offsets, pack
+from anabranch.modeling.devices import return_free_memory
 from anabranch.records import Problem, Rollout, Score
 from anabranch.rewards.overlong import apply_overlong
 from anabranch.rewards.total import total
@@ -73,6 +74,7 @@ def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dic
     indices, sampler = draw(state.sampler, session.recipe.rollout.prompts)
     experience = gather(session, [session.task.problems[index] for index in indices], state.step, clock)
     probes.compare_engine(session, experience.rollouts)
+    return_free_memory()
     lesson = prepare(session, experience, clock)
     updates = learn(session, lesson, lr, clock)
     barren = probes.barren_after(state, updates)
