@@ -231,6 +231,12 @@ def test_a_second_process_on_the_same_run_is_refused(place, run, holder, recipe_
         assert parts["found"] == f"in use by process {holder.pid}"
 
 
+def test_a_folder_that_cannot_be_looked_into_is_one_error(place, recipe_file):
+    for arguments in (("train", recipe_file, "--out", "x" * 300), ("resume", "x" * 300), ("eval", "x" * 300)):
+        parts = refused(place, *arguments)
+        assert (parts["kind"], parts["found"]) == ("RunFolderError", "File name too long")
+
+
 def test_a_folder_that_is_no_run_cannot_be_resumed(place):
     (place / "empty").mkdir()
     (place / "file").write_text("x")

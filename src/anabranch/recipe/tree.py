@@ -345,7 +345,7 @@ class Evaluation(Part):
     samples: StrictInt = Field(2, ge=1)
     """Answers a problem."""
     every: StrictInt = Field(0, ge=0)
-    """Also evaluate every so many steps; 0: only at the borders of stages."""
+    """Also evaluate every so many RL steps; 0: only at the borders of stages."""
     data: Data | None = None
     """Held-out problems; None: reasoning-gym with another seed, training problems filtered out. Needed for files."""
 
@@ -371,7 +371,7 @@ class Probes(Part):
 class Recipe(Part):
     """Everything a run depends on."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """What it is called; run folders are named after it."""
     seed: StrictInt = Field(0, ge=0, lt=2**32)
     """Everything random depends on it and on nothing else."""

@@ -62,8 +62,16 @@ class RunPaths:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds a run."""
-    return RunPaths(path).recipe.is_file()
+    """Whether a folder holds a run.
+
+    Raises:
+        RunFolderError: it cannot be told: no permission, a name that is too long, ...
+    """
+    try:
+        return RunPaths(path).recipe.is_file()
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise RunFolderError(explain(str(path), found, "it must be readable", "choose another folder")) from error
 
 
 def find_run(path: Path) -> RunPaths:
