@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -181,6 +182,15 @@ def test_a_finished_run_says_how_to_go_on(finished):
     with pytest.raises(RunFolderError, match=r"--steps: found 1, but the run is set to 2"):
         resume(finished, 1)
     assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_a_run_that_ran_out_of_time_goes_on_with_what_it_says(short, tmp_path, capsys):
+    run = tmp_path / "run"
+    start(short.but(steps=500, seconds=0.01), run)  # over after the first step
+    options = re.search(r"anabranch resume \S+ (.*)", capsys.readouterr().out.splitlines()[-1])
+    assert options is not None and re.fullmatch(r"--seconds [1-9]\d*", options[1])
+    with pytest.raises(RunFolderError, match=r"nothing is left to do\n  fix: anabranch resume \S+ --seconds [1-9]\d*$"):
+        resume(run, None)
 
 
 def test_a_supervised_run_can_go_on_with_rl_as_if_planned_so(make_recipe, sums, same_run, tmp_path):

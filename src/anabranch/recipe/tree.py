@@ -67,7 +67,7 @@ class Model(Part):
     """Compute dtype of forward and backward; master weights are float32 always. auto: measured, the faster one."""
     device: str = "auto"
     """auto: `cuda` where there is one, otherwise `cpu`."""
-    threads: StrictInt = Field(0, ge=0)
+    threads: StrictInt = Field(0, ge=0, le=4096)
     """CPU threads for tensor work; 0: torch's own choice. Fixed at the first start and kept on resume."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from anabranch.errors import RunFolderError, explain
 from anabranch.modeling.devices import return_free_memory
-from anabranch.recipe.tree import Optim
+from anabranch.recipe.tree import Optim, Recipe
 from anabranch.sampling import uniform
 from anabranch.tasks.base import derived_seed
 from anabranch.train import checkpoint, probes, reference
@@ -102,7 +102,7 @@ def run(session: Session, stages: Sequence[Stage], state: RunState | None) -> Ru
                     str(session.folder.paths.root),
                     f"the last stage done ({state.step} steps, {state.seconds:.0f} s)",
                     "nothing is left to do",
-                    f"anabranch resume {session.folder.paths.root} {_further(stages[-1], state)}",
+                    f"anabranch resume {session.folder.paths.root} {further(session.recipe, state)}",
                 )
             )
         # It was the last stage when it was saved: RL steps were asked for since.
@@ -125,11 +125,12 @@ def run(session: Session, stages: Sequence[Stage], state: RunState | None) -> Ru
             return state
 
 
-def _further(stage: Stage, state: RunState) -> str:
-    """The options with which a finished run goes on."""
-    steps = f"--steps {stage.steps + 10}" if state.step >= stage.steps else ""
-    out_of_time = stage.seconds is not None and state.seconds >= stage.seconds
-    return " ".join(part for part in (steps, f"--seconds {2 * state.seconds:.0f}" if out_of_time else "") if part)
+def further(recipe: Recipe, state: RunState) -> str:
+    """The options with which a finished run goes on: more steps, more time, or both."""
+    out_of_time = recipe.seconds is not None and state.seconds >= recipe.seconds
+    steps = f"--steps {recipe.steps + 10}" if not out_of_time or state.step >= recipe.steps else ""
+    seconds = f"--seconds {max(1, round(2 * state.seconds))}" if out_of_time else ""
+    return " ".join(part for part in (steps, seconds) if part)
 
 
 def _enter(session: Session, stage: Stage, state: RunState) -> None:

@@ -153,8 +153,7 @@ def _run(recipe: Recipe, data: _RunData, folder: RunFolder, found: checkpoint.Ch
         state = None
         if found is not None:
             state = RunState.from_json(found.state, [stage.pool for stage in stages], data.hash)
-        loop.run(session, stages, state)
-        _say_what_was(session)
+        _say_what_was(session, loop.run(session, stages, state))
 
 
 @contextmanager
@@ -203,6 +202,8 @@ def _say_what_comes(session: Session, stages: Sequence[loop.Stage], found: check
         f"{recipe.model.source}: {size} parameters, {recipe.model.dtype} on {recipe.model.device}, "
         f"{recipe.model.threads} threads"
     )
+    if not (session.asker.sampling.stop_tokens or session.asker.sampling.stop_strings):
+        note("neither tokenizer nor model name an end token: every answer goes on to rollout.max_new_tokens")
     held = f", {len(session.held_out)} held out" if session.held_out else ""
     note(f"{session.task.name}: {len(session.task.problems)} training problems{held}")
     if found is not None:
@@ -211,7 +212,7 @@ def _say_what_comes(session: Session, stages: Sequence[loop.Stage], found: check
         note("stages: " + ", ".join(f"{stage.name} ({stage.steps} steps)" for stage in stages))
 
 
-def _say_what_was(session: Session) -> None:
+def _say_what_was(session: Session, state: RunState) -> None:
     path = session.folder.paths.root
     if session.held_out:
         session.display.table(summary_table(read_jsonl(session.folder.evaluations.path)))
@@ -222,4 +223,6 @@ def _say_what_was(session: Session) -> None:
         written.append("curve.svg")
     newest = complete(session.folder.paths.checkpoints)[-1]
     session.display.note(f"run written to {path}: {', '.join(written)}, {newest.relative_to(path)}")
-    session.display.note(f"next: anabranch eval {path}    anabranch resume {path} --steps {session.recipe.steps + 10}")
+    session.display.note(
+        f"next: anabranch eval {path}    anabranch resume {path} {loop.further(session.recipe, state)}"
+    )
