@@ -113,6 +113,15 @@ def test_the_distance_to_the_reference_is_reported_where_there_is_one(trained):
     assert second["kl_ref"] != 0.0
 
 
+def test_a_dual_clip_is_reported_where_there_is_one(make_recipe, tmp_path):
+    # Rewards below 0 without a baseline: every advantage is negative. The second update moves some ratios beyond 1.001.
+    changes = ("reward=[{term: format, weight: -1.0}]", "algorithm.clip.dual=1.001", "train.minibatches=2", "steps=1")
+    start(make_recipe(*changes, preset="ppo_vanilla"), tmp_path / "run")
+    (record,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    validate(record)
+    assert 0 < record["clip_dual"] < 1
+
+
 def test_engine_and_trainer_agree_on_every_token(trained):
     assert all(record["engine_gap_max"] < 1e-4 for record in trained.metrics)
 

@@ -107,6 +107,7 @@ def _registry() -> Iterable[Metric]:
             "Trained tokens on which the lower clip bound acts: no gradient (detached ratio: capped).",
         ),
         ("clip_high", "share", "Trained tokens on which the upper clip bound acts, likewise."),
+        ("clip_dual", "share", "Trained tokens on which the dual clip acts: no gradient. Only with a dual clip."),
         ("ratio_mean", "ratio", "pi / pi_old, mean over trained tokens. Exactly 1 in the first update of a batch."),
         ("ratio_max", "ratio", "Largest pi / pi_old."),
         ("kl_old_k1", "nats", "KL(old, new) a token by k1 = -log(pi / pi_old). May be negative."),

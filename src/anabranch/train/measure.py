@@ -137,6 +137,8 @@ def _policy(recipe: Recipe, lesson: Lesson, updates: Sequence[Update]) -> Record
             "kl_old_k1": share("kl_old_k1"),
             "kl_old_k3": share("kl_old_k3"),
         }
+        if recipe.algorithm.clip.dual is not None:
+            record["clip_dual"] = share("clip_dual")
         if recipe.algorithm.kl.kind.startswith("loss_"):
             record["kl_ref"] = share("kl_ref")
     if recipe.algorithm.kl.kind == "reward_k1" and lesson.old_N is not None and lesson.ref_N is not None:
