@@ -38,7 +38,7 @@ def test_a_new_run_has_its_layout(tmp_path):
 def test_the_environment_says_what_ran_but_no_environment_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "hunter2-secret")
     with RunFolder.create(tmp_path / "a", RECIPE, "tiny") as run:
-        environment = run.environment()
+        environment = json.loads(run.paths.environment.read_text())
     assert environment["recipe"] == "tiny"
     assert environment["packages"]["torch"]
     assert environment["cores"] >= 1
@@ -49,12 +49,12 @@ def test_the_environment_says_what_ran_but_no_environment_variable(tmp_path, mon
 def test_the_commit_of_the_working_directory_is_recorded_where_there_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with RunFolder.create("a", RECIPE, "tiny") as run:
-        assert run.environment()["git_commit"] is None
+        assert json.loads(run.paths.environment.read_text())["git_commit"] is None
     git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "m"], check=True)
     with RunFolder.create("b", RECIPE, "tiny") as run:
-        assert len(run.environment()["git_commit"]) == 40
+        assert len(json.loads(run.paths.environment.read_text())["git_commit"]) == 40
 
 
 def test_a_run_is_not_overwritten_and_the_way_on_is_named(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
+import platform
 import time
 from collections.abc import Sequence
 
@@ -140,5 +140,5 @@ def return_free_memory() -> None:
     Sampling and training take turns with tensors of other sizes. The C library keeps what was freed in a heap full of
     holes, and the process would hold the sum of both phases instead of the larger one.
     """
-    if "CS_GNU_LIBC_VERSION" in os.confstr_names:
+    if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

@@ -288,7 +288,7 @@ class Optim(Part):
     grad_clip: StrictFloat | None = Field(1.0, gt=0)
     """Largest gradient norm; None: no clipping."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Of the learning rate after warm-up. cosine: down to 0 at the last step."""
+    """Of the learning rate after warm-up. cosine: down to 0 at the last step (`resume --steps` stretches it)."""
     warmup: StrictInt = Field(0, ge=0)
     """Steps of linear warm-up."""
 

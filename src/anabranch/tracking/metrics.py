@@ -100,6 +100,11 @@ def _registry() -> Iterable[Metric]:
     yield from _group(
         "policy",
         ("loss", "loss", "What was minimised. Supervised: mean negative log-prob of the trained tokens, nats."),
+        (
+            "loss_kl",
+            "loss",
+            "The KL term's part of `loss`, coefficient included. Only with a KL in the loss.",
+        ),
         ("entropy", "nats", "Entropy of the policy's next-token distribution, mean over trained tokens."),
         (
             "clip_low",

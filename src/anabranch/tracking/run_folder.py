@@ -1,11 +1,12 @@
 """The folder of a run: what was asked for, what it ran on, what happened.
 
 recipe.yaml         the resolved recipe; its presence makes a folder a run
-environment.json    software, machine, commit, command line
+environment.json    software, machine, commit, command line of the start
 metrics.jsonl       one record a training step (docs/metrics.md)
 rollouts.jsonl      one record a sampled answer
 evaluations.jsonl   one record an evaluation
 checkpoints/
+curve.svg           accuracy over the RL steps, drawn at the end
 lock                held by the process that writes
 """
 
@@ -141,11 +142,6 @@ class RunFolder:
     def recipe_yaml(self) -> str:
         """The resolved recipe of this run."""
         return self.paths.recipe.read_text(encoding="utf-8")
-
-    def environment(self) -> dict[str, Any]:
-        """What the run was started on."""
-        environment: dict[str, Any] = json.loads(self.paths.environment.read_text(encoding="utf-8"))
-        return environment
 
     @cached_property
     def metrics(self) -> JsonlWriter:

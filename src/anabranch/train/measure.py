@@ -141,6 +141,7 @@ def _policy(recipe: Recipe, lesson: Lesson, updates: Sequence[Update]) -> Record
             record["clip_dual"] = share("clip_dual")
         if recipe.algorithm.kl.kind.startswith("loss_"):
             record["kl_ref"] = share("kl_ref")
+            record["loss_kl"] = float(np.mean([update.sums["loss_kl"] for update in updates]))
     if recipe.algorithm.kl.kind == "reward_k1" and lesson.old_N is not None and lesson.ref_N is not None:
         record["kl_ref"] = float((lesson.old_N - lesson.ref_N).mean())
     return record

@@ -75,7 +75,7 @@ def policy_objective(
         bound acted; `ratio_sum`, `ratio_max`; `kl_old_k1`, `kl_old_k3`, sums that estimate KL(old || current);
         `kl_ref`, the sum of the loss's own estimates of the KL to the reference, if the KL is in the loss.
 
-        Weighted: `loss_policy`, and `loss_kl` if the KL is in the loss.
+        `loss_kl`, the KL term as it enters the loss, if the KL is in the loss.
 
     Raises:
         ShapeError: lengths differ, or an index is not usable.
@@ -103,7 +103,6 @@ def policy_objective(
             "ratio_max": torch.cat([ratio_M, ratio_M.new_zeros(1)]).amax(),  # 0 stands for "no token"
             "kl_old_k1": k1(old_logprob_M, logprob_M)[counts_M].sum(),
             "kl_old_k3": k3(old_logprob_M, logprob_M)[counts_M].sum(),
-            "loss_policy": loss.detach(),
         }
     if ref_logprob_M is None:
         return loss, sums

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -32,6 +33,8 @@ def freeze(model: PreTrainedModel, path: Path) -> PreTrainedModel:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     write_atomic(_proof(path), _hash_of(path))
     return load(model, path)

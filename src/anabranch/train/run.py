@@ -5,6 +5,7 @@ Data first (a missing file needs no model), then the run folder, the judge and t
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -83,12 +84,14 @@ def _longer(recipe: Recipe, steps: int | None, seconds: float | None) -> Recipe:
     """The recipe of a run that is to go on further.
 
     Raises:
-        RunFolderError: fewer steps or seconds than it is set to.
+        RunFolderError: fewer steps or seconds than it is set to, or a limit of time for a run that has none.
     """
-    for name, asked, limit in (("steps", steps, recipe.steps), ("seconds", seconds, recipe.seconds)):
-        if asked is not None and limit is not None and asked < limit:
+    limits = (("steps", steps, recipe.steps), ("seconds", seconds, recipe.seconds or math.inf))
+    for name, asked, limit in limits:
+        if asked is not None and asked < limit:
             need = f"the run is set to {limit:g}; it can only go on further"
-            raise RunFolderError(explain(f"--{name}", asked, need, "a larger number"))
+            fix = "a larger number" if math.isfinite(limit) else f"leave out --{name}"
+            raise RunFolderError(explain(f"--{name}", asked, need, fix))
     changes = {"steps": steps, "seconds": seconds}
     return recipe.but(**{name: value for name, value in changes.items() if value is not None})
 
