@@ -78,7 +78,7 @@ def test_steps_are_recorded_in_order_stage_after_stage(run):
 
 
 def test_an_rl_record_has_every_metric_that_applies(run):
-    optional = {"time/save", "time/evaluate", "time/score", "kl_ref", "clip_dual"}
+    optional = {"time/save", "time/evaluate", "time/score", "kl_ref", "loss_kl", "clip_dual"}
     plain = {name for name, metric in METRICS.items() if metric.family is None}
     for record in records(run, "metrics")[2:]:
         validate(record)
