@@ -88,7 +88,7 @@ QUICK = load("quickstart")
         ),
         (
             GRPO,
-            "evaluation.data={kind: reasoning_gym} data.options={}",
+            "evaluation.data={kind: reasoning_gym, name: basic_arithmetic, size: 80} data.options={}",
             "evaluation.data.seed",
             "evaluation.data.seed=1",
         ),

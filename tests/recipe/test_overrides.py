@@ -113,7 +113,15 @@ def test_items_of_a_list_are_changed_and_added_by_index():
 
 def test_free_options_are_changed_one_by_one():
     data = apply(GRPO, ["data.options.max_digits=3", "data.options.allow_negation=true"]).data
-    assert data.options == {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 3, "allow_negation": True}
+    assert data.options == {
+        "min_terms": 2,
+        "max_terms": 2,
+        "min_digits": 1,
+        "max_digits": 3,
+        "operators": ["+"],
+        "allow_parentheses": False,
+        "allow_negation": True,
+    }
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_what_only_one_side_has_is_marked():
     assert ("sft", None, ABSENT) in rows
     assert ("sft.steps", ABSENT, 5) in rows
     assert ("data.kind", "reasoning_gym", "jsonl") in rows
-    assert ("data.size", 1000, ABSENT) in rows
+    assert ("data.size", 80, ABSENT) in rows
     tops = [path.partition(".")[0] for path, _, _ in rows]
     assert tops == sorted(tops)  # in the order of the tree, where data stands before sft
 

@@ -136,7 +136,7 @@ def test_evaluations_are_recorded_at_the_borders_of_stages_and_where_they_are_du
     assert [record["policy_version"] for record in found] == [0, 2, 4, 6]
     for record in found:
         assert (record["num_problems"], record["num_samples"], record["level"]) == (4, 8, 0.95)
-        assert list(record["estimates"]) == ["mean@2", "pass@2"]
+        assert list(record["estimates"]) == ["mean@2", "pass@1", "pass@2"]
         for estimate in record["estimates"].values():
             assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
         mean = sum(record["per_problem"]) / 4

@@ -29,7 +29,10 @@ RUN = [
 
 def test_the_table_shows_the_last_evaluation_of_every_stage_with_intervals():
     table = summary_table(RUN)
-    assert table.title == "Accuracy on problems never trained on, in %, with 95 % intervals over problems"
+    assert table.title == (
+        "On problems never trained on, in % (mean: the scorer's value, pass: right in full), "
+        "with 95 % intervals over problems"
+    )
     assert table.columns == ("held-out problems", "mean@2", "pass@2", "change, points", "problems", "answers")
     assert table.rows == (
         ("before", "5.0 [0.0, 10.0]", "15.0 [5.0, 25.0]", "-", "64", "128"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from anabranch.presets.laptop import SMALL_SUMS
 from anabranch.presets.methods import lite_ppo
 from anabranch.recipe.tree import (
     ColdStart,
     Evaluation,
     Optim,
-    ReasoningGym,
     Recipe,
     RewardTerm,
     RolloutSettings,
@@ -25,19 +25,7 @@ def quickstart() -> Recipe:
     return Recipe(
         name="quickstart",
         steps=10,
-        data=ReasoningGym(
-            name="basic_arithmetic",
-            options={
-                "min_terms": 2,
-                "max_terms": 2,
-                "min_digits": 1,
-                "max_digits": 1,
-                "operators": ["+"],
-                "allow_parentheses": False,
-                "allow_negation": False,
-            },
-            size=80,
-        ),
+        data=SMALL_SUMS,
         # A blank line ends an answer: what small models write after it is rarely of use and always slow.
         rollout=RolloutSettings(prompts=16, per_problem=8, max_new_tokens=24, stop_strings=("\n\n",)),
         reward=(RewardTerm(term="accuracy"),),

@@ -99,7 +99,8 @@ def summary_table(records: Iterable[Mapping[str, Any]]) -> TextTable:
     with_change = any("change" in record for record in shown)
     heads = ["held-out problems", *names, *(["change, points"] if with_change else []), "problems", "answers"]
     levels = sorted({f"{100 * record['level']:g} %" for record in shown})
-    title = f"Accuracy on problems never trained on, in %, with {' / '.join(levels)} intervals over problems"
+    counted = "in % (mean: the scorer's value, pass: right in full)"
+    title = f"On problems never trained on, {counted}, with {' / '.join(levels)} intervals over problems"
     return TextTable(title, tuple(heads), tuple(_row(record, names, with_change) for record in shown))
 
 

@@ -39,8 +39,7 @@ def evaluate(session: Session, state: RunState, stage: str) -> dict[str, Any]:
         for start in range(0, len(verdicts), K)
     ]
     estimates = {f"mean@{K}": mean_at_k(values)}
-    if K > 1:
-        estimates[f"pass@{K}"] = pass_at_k(correct, K)
+    estimates |= {f"pass@{k}": pass_at_k(correct, k) for k in sorted({1, K})}  # pass@1 is the accuracy
     means = [sum(answers) / K for answers in values]
     earlier = _last_of_earlier_stage(session, stage)
     change = None
