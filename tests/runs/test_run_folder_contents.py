@@ -97,7 +97,7 @@ def test_a_supervised_record_says_nothing_about_answers(run):
     for record in records(run, "metrics")[:2]:
         validate(record)
         assert {"loss", "entropy", "grad_norm", "lr", "trained_tokens", "packed_tokens", "time/step"} <= set(record)
-        assert {"time/pack", "time/forward_backward", "time/optimizer"} <= set(record)
+        assert {"time/pack", "time/forward", "time/backward", "time/optimizer"} <= set(record)
         assert not {"reward", "accuracy", "sampled_tokens", "generated_rollouts", "truncated"} & set(record)
 
 

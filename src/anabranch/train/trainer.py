@@ -49,20 +49,31 @@ def score(model: PreTrainedModel, rows: Sequence[Row], num_slots: int, *, temper
 
 
 def accumulate(
-    model: PreTrainedModel, rows: Sequence[Row], objective: Objective, num_slots: int, *, temperature: float
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    objective: Objective,
+    num_slots: int,
+    *,
+    temperature: float,
+    clock: Clock | None = None,
 ) -> tuple[float, dict[str, float], float, Tensor]:
     """Forward and backward over all rows, one at a time; gradients add up on the model.
+
+    With a clock, it takes the times of the phases `forward` (the loss too) and `backward`.
 
     Returns:
         loss, sums for the metrics, sum of entropies, logprob_N.
     """
+    clock = clock or Clock()
     logprob_N = torch.full((num_slots,), torch.nan)
     loss_sum, entropy_sum = 0.0, 0.0
     parts: list[dict[str, Tensor]] = []
     for row in rows:
-        logprob_M, entropy_M = row_logprobs(model, row.layout, row.target_M, temperature=temperature)
-        loss, sums = objective(row, logprob_M)
-        torch.autograd.backward(loss)
+        with clock.phase("forward"):
+            logprob_M, entropy_M = row_logprobs(model, row.layout, row.target_M, temperature=temperature)
+            loss, sums = objective(row, logprob_M)
+        with clock.phase("backward"):
+            torch.autograd.backward(loss)
         parts.append(sums)
         loss_sum += float(loss.detach())
         entropy_sum += float(entropy_M.detach().sum())
@@ -84,15 +95,16 @@ def update(
 ) -> Update:
     """One optimizer step: backward over all rows, clip, AdamW, weights written back in place.
 
-    With a clock, it takes the times of the two phases `forward_backward` and `optimizer`.
+    With a clock, it takes the times of the phases `forward`, `backward` and `optimizer`.
 
     Raises:
         ValueError: no row.
         TrainingError: the gradient is not finite; the weights are as they were.
     """
     clock = clock or Clock()
-    with clock.phase("forward_backward"):
-        loss, sums, entropy_sum, logprob_N = accumulate(model, rows, objective, num_slots, temperature=temperature)
+    loss, sums, entropy_sum, logprob_N = accumulate(
+        model, rows, objective, num_slots, temperature=temperature, clock=clock
+    )
     with clock.phase("optimizer"):
         grad_norm = optimizer.step(lr)
     return Update(loss, grad_norm, sums, entropy_sum, sum(len(row.target_M) for row in rows), logprob_N)
