@@ -17,6 +17,7 @@ from torch import Tensor
 from anabranch.batching.credit import Credit, assign_credit
 from anabranch.batching.pack import Row, flat_offsets, pack
 from anabranch.modeling.devices import return_free_memory
+from anabranch.recipe.tree import Algorithm
 from anabranch.records import Problem, Rollout, Score
 from anabranch.rewards.overlong import apply_overlong
 from anabranch.rewards.total import total
@@ -26,9 +27,9 @@ from anabranch.train import probes
 from anabranch.train.clock import Clock
 from anabranch.train.measure import rl_record
 from anabranch.train.objective import policy_objective
-from anabranch.train.session import Session
+from anabranch.train.session import Learner, Session
 from anabranch.train.state import RunState
-from anabranch.train.trainer import Update, score, update
+from anabranch.train.trainer import Objective, Update, score, update
 
 
 @dataclass(frozen=True)
@@ -110,33 +111,39 @@ def gather(session: Session, problems: Sequence[Problem], step: int, clock: Cloc
         apply_overlong(overlong, total(session.recipe.reward, rollout, verdict), rollout, settings.max_new_tokens)
         for rollout, verdict in zip(rollouts, verdicts, strict=True)
     ]
+    return experience_of(problems, rollouts, scores)
+
+
+def experience_of(problems: Sequence[Problem], rollouts: Sequence[Rollout], scores: Sequence[Score]) -> Experience:
+    """The answers of a step by problem: as many to each, those of one after those of another."""
+    per_problem = len(rollouts) // len(problems)
     return Experience(
-        problems=[problem for problem in problems for _ in range(settings.per_problem)],
+        problems=[problem for problem in problems for _ in range(per_problem)],
         rollouts=rollouts,
         scores=scores,
-        group_B=torch.arange(len(problems)).repeat_interleave(settings.per_problem),
+        group_B=torch.arange(len(problems)).repeat_interleave(per_problem),
         sequence_N=torch.from_numpy(
             np.repeat(np.arange(len(rollouts)), np.diff(flat_offsets([rollout.graph for rollout in rollouts])))
         ),
     )
 
 
-def prepare(session: Session, experience: Experience, clock: Clock) -> Lesson:
+def prepare(learner: Learner, experience: Experience, clock: Clock) -> Lesson:
     """Credit of every token, packed rows for each optimizer step, and the log-probs of other policies."""
-    recipe = session.recipe
+    recipe = learner.recipe
     kl, count, num_slots = recipe.algorithm.kl, recipe.train.minibatches, len(experience.sequence_N)
     graphs, groups = [rollout.graph for rollout in experience.rollouts], experience.group_B.tolist()
     minibatch_B = experience.group_B * count // recipe.rollout.prompts  # whole groups, in the order they were drawn
 
     def scored(model: object, rows: Sequence[Row]) -> Tensor:
-        session.display.phase("scoring")
+        learner.display.phase("scoring")
         with clock.phase("score"):
             return score(model, rows, num_slots, temperature=recipe.rollout.temperature)
 
     old_N = ref_N = penalty_N = None
     if kl.kind == "reward_k1":  # every token's penalty is part of the reward: it must be known before credit
         everything = pack(graphs, groups, row_tokens=recipe.train.row_tokens)
-        old_N, ref_N = scored(session.model, everything), scored(session.reference, everything)
+        old_N, ref_N = scored(learner.model, everything), scored(learner.reference, everything)
         penalty_N = (old_N - ref_N).double()
     with clock.phase("pack"):
         credit = assign_credit(
@@ -155,9 +162,9 @@ def prepare(session: Session, experience: Experience, clock: Clock) -> Lesson:
             for index in range(count)
         ]
     if kl.kind.startswith("loss_"):
-        ref_N = scored(session.reference, [row for part in rows for row in part])
+        ref_N = scored(learner.reference, [row for part in rows for row in part])
     if count > 1 and old_N is None:
-        old_N = scored(session.model, [row for part in rows[1:] for row in part])
+        old_N = scored(learner.model, [row for part in rows[1:] for row in part])
     return Lesson(credit, rows, old_N, ref_N)
 
 
@@ -172,18 +179,22 @@ def teaches(credit: Credit, sequence_N: Tensor, num_rollouts: int, *, kl_in_loss
     return torch.bincount(sequence_N[counts_N], minlength=num_rollouts) > 0
 
 
-def learn(session: Session, lesson: Lesson, lr: float, clock: Clock) -> list[Update]:
-    """One optimizer step for every mini-batch that has something to teach."""
-    algorithm, temperature = session.recipe.algorithm, session.recipe.rollout.temperature
+def objective_of(algorithm: Algorithm, lesson: Lesson, *, on_policy: bool) -> Objective:
+    """The policy loss of a row of the lesson.
+
+    Args:
+        algorithm: which loss.
+        lesson: with log-probs of the reference if the KL is in the loss.
+        on_policy: the weights that sampled are the current ones: old log-probs are the current, detached. Otherwise
+            they are those of the lesson, which must have them.
+    """
     advantage_N, weight_N = lesson.credit.advantage_M.float(), lesson.credit.weight_M.float()
     kl_in_loss = algorithm.kl.kind.startswith("loss_")
-    updates: list[Update] = []
 
     def objective(row: Row, logprob_M: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         def here(value_N: Tensor) -> Tensor:
             return value_N[torch.from_numpy(row.slot_M)].to(logprob_M.device)
 
-        on_policy = not updates or lesson.old_N is None  # the weights that sampled are the current ones
         return policy_objective(
             algorithm,
             logprob_M=logprob_M,
@@ -194,18 +205,25 @@ def learn(session: Session, lesson: Lesson, lr: float, clock: Clock) -> list[Upd
             ref_logprob_M=here(lesson.ref_N) if kl_in_loss and lesson.ref_N is not None else None,
         )
 
+    return objective
+
+
+def learn(learner: Learner, lesson: Lesson, lr: float, clock: Clock) -> list[Update]:
+    """One optimizer step for every mini-batch that has something to teach."""
+    updates: list[Update] = []
     for rows in lesson.rows:
         if not rows:
             continue  # every group of this mini-batch agrees
-        session.display.phase(f"training {len(updates) + 1}/{len(lesson.rows)}")
+        learner.display.phase(f"training {len(updates) + 1}/{len(lesson.rows)}")
+        on_policy = not updates or lesson.old_N is None  # the weights that sampled are the current ones
         done = update(
-            session.model,
-            session.optimizer,
+            learner.model,
+            learner.optimizer,
             rows,
-            objective,
-            len(advantage_N),
+            objective_of(learner.recipe.algorithm, lesson, on_policy=on_policy),
+            len(lesson.credit.advantage_M),
             lr=lr,
-            temperature=temperature,
+            temperature=learner.recipe.rollout.temperature,
             clock=clock,
         )
         updates.append(done)

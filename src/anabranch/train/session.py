@@ -20,13 +20,30 @@ from anabranch.train.clock import Clock
 from anabranch.train.optimizer import MasterOptimizer
 
 
-@dataclass
-class Session:
-    """One run in this process."""
+@dataclass(kw_only=True)
+class Learner:
+    """A model that answers and learns: all that an RL step needs beside problems and rewards."""
 
     recipe: Recipe
-    folder: RunFolder
     display: Display
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    optimizer: MasterOptimizer
+    engine: TorchEngine
+    reference: PreTrainedModel | None = None
+    """Frozen weights of the start of RL; only where the algorithm has a KL term."""
+    asker: Asker = field(init=False)
+    """Makes prompts and requests."""
+
+    def __post_init__(self) -> None:
+        self.asker = Asker(self.recipe, self.tokenizer, self.model)
+
+
+@dataclass(kw_only=True)
+class Session(Learner):
+    """One run in this process."""
+
+    folder: RunFolder
     task: Task
     data_hash: str
     """Of all problems and worked examples, see `RunState.data`."""
@@ -34,21 +51,10 @@ class Session:
     judge: Judge
     held_judge: Judge
     """Of the held-out problems; the same unless they come from other data."""
-    tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel
-    optimizer: MasterOptimizer
-    engine: TorchEngine
-    reference: PreTrainedModel | None = None
-    """Frozen weights of the start of RL; only where the algorithm has a KL term."""
     pending_times: dict[str, float] = field(default_factory=dict)
     """Seconds of saving and evaluating, for the next step's record."""
     probed: bool = False
     """Whether engine and trainer were compared in this process."""
-    asker: Asker = field(init=False)
-    """Makes prompts and requests."""
-
-    def __post_init__(self) -> None:
-        self.asker = Asker(self.recipe, self.tokenizer, self.model)
 
     @property
     def end_of_answer(self) -> tuple[int, ...]:
