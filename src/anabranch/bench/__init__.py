@@ -1,0 +1,1 @@
+"""Measuring this library by itself: `anabranch bench step | generate | train | scale`."""
