@@ -96,9 +96,10 @@ class Worker:
         return {**told, "memory": asdict(machine.memory(self._members()))}
 
     def run(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """One round: what the side answered (`work`, `seconds`, ...) with `rate`, `memory` and `other_cores`.
+        """One round: what the side answered (`work`, `seconds`, ...) with `rate`, `cpu_seconds`, `memory`, `other_cores`.
 
-        `other_cores` is how many of the cores that we may use were kept busy by anybody else meanwhile.
+        `cpu_seconds` is the processor time of all its processes; `other_cores` is how many of the cores that we may
+        use were kept busy by anybody else meanwhile.
         """
         members = self._members()
         machine.forget_peaks(members)
@@ -112,6 +113,7 @@ class Worker:
         return {
             **result,
             "rate": result["work"] / result["seconds"],
+            "cpu_seconds": own,
             "memory": asdict(machine.memory(members)),
             "other_cores": max(0.0, (busy - own) / elapsed),
         }

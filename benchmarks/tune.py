@@ -48,4 +48,5 @@ def _try(candidate: Side, args: Mapping[str, Any], log: Path, unit: str, limit: 
         print(f"{what}: cannot run", flush=True)
         return {**record, "error": str(error)}
     print(f"{what}: {result['rate']:.1f} {unit}/s", flush=True)
-    return {**record, "rate": result["rate"], "peak_mb": result["memory"]["peak_mb"]}
+    kept = {key: result[key] for key in ("rate", "cpu_seconds", "other_cores")}
+    return {**record, **kept, "peak_mb": result["memory"]["peak_mb"]}
