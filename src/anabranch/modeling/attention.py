@@ -16,6 +16,9 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from anabranch.errors import ModelError, explain
+from anabranch.modeling.ops import AttentionBlock, attend_in_blocks
+from anabranch.records import Bool
+from anabranch.structure.blocks import query_blocks
 from anabranch.structure.layout import Layout, allowed
 
 NAME = "anabranch_stream"
@@ -110,29 +113,44 @@ def hidden_states(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tenso
     return hidden_BTD
 
 
-class RowNeighbourhood:
-    """A packed row with a dense mask: what the trainer uses, and what prefills prompts. Batch size 1.
+QUERY_BLOCK = 128
+KEY_BUCKET = 32
+"""Blocks of a row on a CPU: most queries of a block, and what numbers of keys are rounded up to."""
 
-    On a CPU in bfloat16, attention is two batched matrix products around a softmax: the fused kernel's backward is
-    three times slower there. Everywhere else the fused kernel is used.
+
+class RowNeighbourhood:
+    """A packed row: what the trainer uses, and what prefills prompts. Batch size 1.
+
+    On a CPU attention runs over blocks of queries that meet only the keys they see. Elsewhere the fused kernel gets a
+    dense mask.
     """
 
     def __init__(self, layout: Layout, *, padded_to: int, dtype: torch.dtype, device: torch.device) -> None:
-        mask_TT = torch.from_numpy(allowed(layout, padded_to)).to(device)
-        self._bias_TT = torch.zeros(mask_TT.shape, dtype=dtype, device=device).masked_fill_(~mask_TT, float("-inf"))
-        self._products = device.type == "cpu" and dtype == torch.bfloat16
+        self._blocks: list[AttentionBlock] | None = None
+        if device.type == "cpu":
+            blocks = query_blocks(layout, padded_to, size=QUERY_BLOCK, key_bucket=KEY_BUCKET)
+            self._blocks = [
+                AttentionBlock(
+                    block.start, block.stop, torch.from_numpy(block.key_N), _bias(block.mask_QN, dtype, device)
+                )
+                for block in blocks
+            ]
+        else:
+            self._bias_TT = _bias(allowed(layout, padded_to), dtype, device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Neighbourhood.attend`; B must be 1."""
-        if not self._products:
-            return torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=self._bias_TT, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
-            )
-        _, H, T, D = key.shape
-        G = query.shape[1] // H
-        score = torch.bmm(query.reshape(H, G * T, D) * scale, key[0].transpose(1, 2)).view(H, G, T, T)
-        weight = torch.softmax(score + self._bias_TT, dim=-1)
-        return torch.bmm(weight.view(H, G * T, T), value[0]).view(1, H * G, T, D)
+        if self._blocks is not None:
+            return attend_in_blocks(query[0], key[0], value[0], self._blocks, scale).transpose(0, 1)[None]
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=self._bias_TT, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
+        )
+
+
+def _bias(mask: Bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 where the mask is True, -inf elsewhere."""
+    seen = torch.from_numpy(mask).to(device)
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
 
 
 class CapturingNeighbourhood(RowNeighbourhood):

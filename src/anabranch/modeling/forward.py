@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from anabranch.errors import ModelError, explain
 from anabranch.modeling.attention import NAME, RowNeighbourhood, hidden_states
+from anabranch.modeling.fused import fuse
 from anabranch.modeling.load import load_model
 from anabranch.modeling.logprob import check_head, chosen_logprobs
 from anabranch.records import Segment, StreamGraph
@@ -87,6 +88,7 @@ def load_streaming(source: str, dtype: torch.dtype, device: torch.device) -> Pre
         ModelError: it cannot be loaded, or streams cannot stand in for its attention.
     """
     model = load_model(source, dtype, device, attention=NAME)
+    fuse(model)
     check_stream(model)
     return model
 

@@ -1,9 +1,10 @@
 """Log-probs of chosen tokens, and entropies, without ever holding [tokens, vocabulary] logits.
 
 With 1000 trained tokens and a vocabulary of 49k the logits alone are 200 MB in float32, and autograd keeps several such
-arrays. Here the head runs over a few hundred rows at a time; the backward pass computes the logits again.
+arrays. Here the head runs over a slice of the vocabulary at a time; the backward pass computes the logits again.
 
-Letters: R hidden states that predict something, D their width, V vocabulary, M targets. One row may have many targets:
+Letters: R hidden states that predict something, K a run of them, D their width, V vocabulary, C words of a slice (or
+slices), M targets. One row may have many targets:
 the last token of a prompt predicts the first token of every answer.
 """
 
@@ -18,10 +19,15 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from anabranch.errors import ModelError, ShapeError, explain
+from anabranch.modeling.ops import statistics_dtype, sums_of
 
-CHUNK_ROWS = 512
-"""Rows of one matrix product. Measured on two cores with a vocabulary of 49k: 256 rows make the backward pass a quarter
-slower in bfloat16 and a tenth in float32, since the weight's gradient is added up once a chunk."""
+CHUNK_VALUES = 1 << 23
+"""Logits that exist at once, in the compute dtype. Measured on two cores with 2048 rows and a vocabulary of 49k: the
+products over slices of 4096 words run at full rate, those over the whole vocabulary at two thirds of it, since their
+result leaves the cache."""
+
+SLICE_WIDTHS = (512, 8192)
+"""Narrowest and widest slice of the vocabulary, however many rows there are."""
 
 CACHE_VALUES = 1 << 20
 """Softmax statistics on a CPU are taken over blocks of about so many logits, which stay in cache: six times faster."""
@@ -82,16 +88,14 @@ def chosen_logprobs(
     target_M: Tensor,
     *,
     temperature: float = 1.0,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_values: int = CHUNK_VALUES,
     with_entropy: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax((hidden @ weight.T + bias) / temperature) at chosen (row, token) pairs, and the entropy of every row.
 
-    The matrix products run in the dtype of `hidden_RD`, softmax and sums over the vocabulary in float32 (float64 for
-    float64 inputs). Memory beyond inputs and outputs: one [chunk_rows, V] array in the compute dtype; backward adds the
-    gradient of the weight, which is summed over chunks in float32. A bfloat16 weight whose `grad_dtype` is float32 (see
-    `train.optimizer`) receives that sum unrounded, any other gets it rounded once. Both results can be differentiated,
-    once.
+    The matrix products run in the dtype of `hidden_RD`, over slices of the vocabulary; softmax and sums over the
+    vocabulary are float32 (float64 for float64 inputs). Memory beyond inputs and outputs: `chunk_values` logits in the
+    compute dtype; backward adds the gradients of weight and hidden states. Both results can be differentiated, once.
 
     Args:
         hidden_RD: final hidden states (after the last norm) of the rows that predict something.
@@ -100,7 +104,7 @@ def chosen_logprobs(
         row_M: int64 [M] in [0, R): the row that predicts target m. Any order, repeats allowed.
         target_M: int64 [M] in [0, V): the token that was chosen.
         temperature: logits are divided by it; positive.
-        chunk_rows: rows of one matrix product. The result does not depend on it beyond rounding.
+        chunk_values: about how many logits exist at once. The result does not depend on it beyond rounding.
         with_entropy: False saves two passes over the logits.
 
     Returns:
@@ -108,17 +112,16 @@ def chosen_logprobs(
 
     Raises:
         ShapeError: shapes that do not fit each other, or a row or target out of range.
-        ValueError: temperature or chunk_rows not positive.
+        ValueError: temperature or chunk_values not positive.
     """
     _check_shapes(hidden_RD, weight_VD, bias_V, row_M, target_M)
-    if temperature <= 0 or chunk_rows <= 0:
-        raise ValueError(
-            explain(
-                "chosen_logprobs", f"temperature={temperature}, chunk_rows={chunk_rows}", "both are > 0", "raise them"
-            )
-        )
+    if temperature <= 0 or chunk_values <= 0:
+        found = f"temperature={temperature}, chunk_values={chunk_values}"
+        raise ValueError(explain("chosen_logprobs", found, "both are > 0", "raise them"))
+    narrowest, widest = SLICE_WIDTHS
+    width = min(len(weight_VD), widest, max(narrowest, chunk_values // max(1, len(hidden_RD))))
     logprob_M, entropy_R = _ChosenLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_RD, weight_VD, bias_V, row_M, target_M, temperature, chunk_rows, with_entropy
+        hidden_RD, weight_VD, bias_V, row_M, target_M, temperature, width, with_entropy
     )
     return logprob_M, entropy_R
 
@@ -148,43 +151,46 @@ def _check_shapes(hidden_RD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, r
             )
 
 
-def _stats_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+class _Slices:
+    """How the work is cut: slices of the vocabulary, and runs of rows whose softmax stays in cache."""
 
-
-def _blocks(num_rows: int, vocabulary: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Row ranges over which softmax statistics are taken: cache-sized on a CPU, everything at once elsewhere."""
-    size = max(1, CACHE_VALUES // vocabulary) if device.type == "cpu" else num_rows
-    for start in range(0, num_rows, size):
-        yield start, min(start + size, num_rows)
-
-
-class _Targets:
-    """Targets sorted by row, so that those of a run of rows are a slice."""
-
-    def __init__(self, row_M: Tensor, target_M: Tensor, num_rows: int) -> None:
-        self.order_M = torch.argsort(row_M, stable=True)
+    def __init__(self, row_M: Tensor, target_M: Tensor, num_rows: int, vocabulary: int, width: int) -> None:
+        self.vocabulary, self.width = vocabulary, width
+        self.count = -(-vocabulary // width)
+        self.height = max(1, CACHE_VALUES // width) if row_M.device.type == "cpu" else max(1, num_rows)
+        self.num_rows = num_rows
+        key_M = target_M // width * num_rows + row_M
+        self.order_M = torch.argsort(key_M, stable=True)
         self.row_M = row_M[self.order_M]
-        self.target_M = target_M[self.order_M]
-        bounds = torch.arange(num_rows + 1, device=row_M.device)
-        self.first = torch.searchsorted(self.row_M, bounds).tolist()
+        self.word_M = target_M[self.order_M] % width
+        runs = max(1, -(-num_rows // self.height))
+        starts = torch.arange(runs) * self.height + (torch.arange(self.count) * num_rows)[:, None]
+        bounds = torch.searchsorted(key_M[self.order_M], starts.flatten().to(row_M.device)).tolist()
+        self._first = [*bounds, len(row_M)]
+        self._runs = runs
 
-    def of_rows(self, start: int, stop: int) -> tuple[slice, Tensor, Tensor]:
-        """Sorted targets that rows [start, stop) predict: their slice, rows counted from `start`, and tokens."""
-        at = slice(self.first[start], self.first[stop])
-        return at, self.row_M[at] - start, self.target_M[at]
+    def words(self, index: int) -> slice:
+        """The words of slice `index`."""
+        return slice(index * self.width, min((index + 1) * self.width, self.vocabulary))
+
+    def runs(self, index: int) -> Iterator[tuple[slice, slice]]:
+        """Runs of rows, and the sorted targets among the words of slice `index` that each predicts."""
+        for run in range(self._runs):
+            at = index * self._runs + run
+            rows = slice(run * self.height, min((run + 1) * self.height, self.num_rows))
+            yield rows, slice(self._first[at], self._first[at + 1])
 
 
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, buffer: Tensor) -> Tensor:
-    """Logits of a chunk, written to `buffer`: new memory for each chunk costs as much as a pass over it."""
-    out = buffer[: len(hidden_CD)]
-    if bias_V is None:
-        return torch.mm(hidden_CD, weight_VD.T, out=out)
-    return torch.addmm(bias_V, hidden_CD, weight_VD.T, out=out)
+def _logits(hidden_RD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, buffer: Tensor) -> Tensor:
+    """Logits of a slice, written to `buffer`: new memory for each slice costs as much as a pass over it."""
+    out = buffer[: len(hidden_RD) * len(weight_CD)].view(len(hidden_RD), len(weight_CD))
+    if bias_C is None:
+        return torch.mm(hidden_RD, weight_CD.T, out=out)
+    return torch.addmm(bias_C, hidden_RD, weight_CD.T, out=out)
 
 
 class _ChosenLogprobs(torch.autograd.Function):
-    """The chunked head. Nothing of size [R, V] is kept: backward computes the logits a second time."""
+    """The head by slices. Nothing of size [R, V] is kept: backward computes the logits a second time."""
 
     @staticmethod
     def forward(
@@ -195,28 +201,34 @@ class _ChosenLogprobs(torch.autograd.Function):
         row_M: Tensor,
         target_M: Tensor,
         temperature: float,
-        chunk_rows: int,
+        width: int,
         with_entropy: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        num_rows, vocabulary = len(hidden_RD), len(weight_VD)
-        stats = _stats_dtype(hidden_RD.dtype)
-        targets = _Targets(row_M, target_M, num_rows)
-        sorted_M = hidden_RD.new_empty(len(row_M), dtype=stats)
-        entropy_R = hidden_RD.new_empty(num_rows, dtype=stats) if with_entropy else None
-        buffer = hidden_RD.new_empty(min(chunk_rows, num_rows), vocabulary)
-        for begin in range(0, num_rows, chunk_rows):
-            logits_CV = _logits(hidden_RD[begin : begin + chunk_rows], weight_VD, bias_V, buffer)
-            for start, stop in _blocks(len(logits_CV), vocabulary, logits_CV.device):
-                logprob_KV = _log_softmax(logits_CV[start:stop], temperature, stats)
-                at, row_k, target_k = targets.of_rows(begin + start, begin + stop)
-                sorted_M[at] = logprob_KV[row_k, target_k]
-                if entropy_R is not None:
-                    entropy_R[begin + start : begin + stop] = -(logprob_KV.exp().mul_(logprob_KV)).sum(-1)
-        ctx.save_for_backward(hidden_RD, weight_VD, bias_V)
-        ctx.targets, ctx.temperature, ctx.chunk_rows = targets, temperature, chunk_rows
+        num_rows, stats = len(hidden_RD), statistics_dtype(hidden_RD.dtype)
+        slices = _Slices(row_M, target_M, num_rows, len(weight_VD), width)
+        chosen_M = hidden_RD.new_empty(len(row_M), dtype=stats)
+        lse_CR = hidden_RD.new_empty(slices.count, num_rows, dtype=stats)
+        mean_CR = torch.zeros_like(lse_CR)  # of the logits of a slice, weighted by their probability within it
+        buffer = hidden_RD.new_empty(num_rows * width)
+        for index in range(slices.count):
+            words = slices.words(index)
+            logits_RC = _logits(hidden_RD, weight_VD[words], None if bias_V is None else bias_V[words], buffer)
+            for rows, targets in slices.runs(index):
+                logits_KC = _scaled(logits_RC[rows], temperature, stats)
+                chosen_M[targets] = logits_KC[slices.row_M[targets] - rows.start, slices.word_M[targets]]
+                probability_KC = torch.softmax(logits_KC, -1)
+                # The largest probability is 1 / sum(exp(logit - largest logit)): cheaper than a logsumexp.
+                lse_CR[index, rows] = logits_KC.amax(-1) - probability_KC.amax(-1).log()
+                if with_entropy:
+                    mean_CR[index, rows] = torch.linalg.vecdot(probability_KC, logits_KC)
+        lse_R = lse_CR.logsumexp(0)
+        share_CR = (lse_CR - lse_R).exp()
+        entropy_R = (lse_R - (share_CR * mean_CR).sum(0)).clamp_(min=0) if with_entropy else None
+        ctx.save_for_backward(hidden_RD, weight_VD, bias_V, share_CR, lse_R, entropy_R)
+        ctx.slices, ctx.temperature = slices, temperature
         ctx.set_materialize_grads(False)  # an entropy that is only logged then costs nothing in backward
-        logprob_M = torch.empty_like(sorted_M)
-        logprob_M[targets.order_M] = sorted_M
+        logprob_M = torch.empty_like(chosen_M)
+        logprob_M[slices.order_M] = chosen_M - lse_R[slices.row_M]
         return logprob_M, entropy_R
 
     @staticmethod
@@ -226,63 +238,52 @@ class _ChosenLogprobs(torch.autograd.Function):
 
         d log p[t] / dz[v] = [v = t] - p[v]   and   dH / dz[v] = -p[v] (log p[v] + H).
         """
-        hidden_RD, weight_VD, bias_V = ctx.saved_tensors
+        hidden_RD, weight_VD, bias_V, share_CR, lse_R, entropy_R = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        targets, num_rows, vocabulary = ctx.targets, len(hidden_RD), len(weight_VD)
-        stats = _stats_dtype(hidden_RD.dtype)
+        slices, temperature, stats = ctx.slices, ctx.temperature, lse_R.dtype
+        num_rows = len(hidden_RD)
         sorted_M = (
-            hidden_RD.new_zeros(len(targets.row_M), dtype=stats)
-            if grad_M is None
-            else grad_M[targets.order_M].to(stats)
+            hidden_RD.new_zeros(len(slices.row_M), dtype=stats) if grad_M is None else grad_M[slices.order_M].to(stats)
         )
         # all that row r's targets pull together: the factor of -p in the row's gradient
-        total_R1 = hidden_RD.new_zeros(num_rows, dtype=stats).index_add_(0, targets.row_M, sorted_M)[:, None]
-        grad_hidden_RD = torch.empty_like(hidden_RD) if needs_hidden else None
-        grad_weight_VD = None
-        grad_bias_V = hidden_RD.new_zeros(vocabulary, dtype=stats) if needs_bias else None
-        buffer = hidden_RD.new_empty(min(ctx.chunk_rows, num_rows), vocabulary)
-        for begin in range(0, num_rows, ctx.chunk_rows):
-            hidden_CD = hidden_RD[begin : begin + ctx.chunk_rows]
-            grad_CV = _logits(hidden_CD, weight_VD, bias_V, buffer)
-            for start, stop in _blocks(len(grad_CV), vocabulary, grad_CV.device):
-                rows = slice(begin + start, begin + stop)
-                at, row_k, target_k = targets.of_rows(rows.start, rows.stop)
-                block_KV = _grad_softmax(
-                    grad_CV[start:stop],
-                    ctx.temperature,
-                    total_R1[rows],
-                    None if grad_entropy_R is None else grad_entropy_R[rows].to(stats)[:, None],
-                )
-                block_KV.index_put_((row_k, target_k), sorted_M[at], accumulate=True)
-                if ctx.temperature != 1.0:
-                    block_KV.div_(ctx.temperature)
+        total_R = hidden_RD.new_zeros(num_rows, dtype=stats).index_add_(0, slices.row_M, sorted_M)
+        grad_hidden_RD = torch.zeros_like(hidden_RD, dtype=stats) if needs_hidden else None
+        sums_VD = sums_of(weight_VD)
+        grad_weight_VD = torch.empty_like(weight_VD) if needs_weight and sums_VD is None else None
+        grad_bias_V = hidden_RD.new_zeros(len(weight_VD), dtype=stats) if needs_bias else None
+        buffer = hidden_RD.new_empty(num_rows * slices.width)
+        for index in range(slices.count):
+            words = slices.words(index)
+            grad_RC = _logits(hidden_RD, weight_VD[words], None if bias_V is None else bias_V[words], buffer)
+            for rows, targets in slices.runs(index):
+                logits_KC = _scaled(grad_RC[rows], temperature, stats)
+                factor_K1 = -(total_R[rows] * share_CR[index, rows])[:, None]
+                block_KC = torch.softmax(logits_KC, -1)
+                if grad_entropy_R is None:
+                    block_KC.mul_(factor_K1)
+                else:
+                    assert entropy_R is not None
+                    pull_K1 = (grad_entropy_R[rows] * share_CR[index, rows])[:, None].to(stats)
+                    surprise_KC = logits_KC.sub(lse_R[rows, None]).add_(entropy_R[rows, None])
+                    block_KC.mul_(surprise_KC.mul_(-pull_K1).add_(factor_K1))
+                place = slices.row_M[targets] - rows.start, slices.word_M[targets]
+                block_KC.index_put_(place, sorted_M[targets], accumulate=True)
+                if temperature != 1.0:
+                    block_KC.div_(temperature)
                 if grad_bias_V is not None:
-                    grad_bias_V += block_KV.sum(0)
-                grad_CV[start:stop] = block_KV  # over the logits it came from
+                    grad_bias_V[words] += block_KC.sum(0)
+                grad_RC[rows] = block_KC  # over the logits it came from
             if grad_hidden_RD is not None:
-                torch.mm(grad_CV, weight_VD, out=grad_hidden_RD[begin : begin + ctx.chunk_rows])
-            if needs_weight:
-                chunk_VD = (grad_CV.T @ hidden_CD).to(stats)
-                grad_weight_VD = chunk_VD if grad_weight_VD is None else grad_weight_VD.add_(chunk_VD)
-        if needs_weight and grad_weight_VD is None:  # no rows
-            grad_weight_VD = torch.zeros_like(weight_VD)
+                grad_hidden_RD += grad_RC @ weight_VD[words]
+            if grad_weight_VD is not None:
+                torch.mm(grad_RC.T, hidden_RD, out=grad_weight_VD[words])
+            elif needs_weight and sums_VD is not None:
+                sums_VD[words] += grad_RC.T @ hidden_RD
+        if grad_hidden_RD is not None:
+            grad_hidden_RD = grad_hidden_RD.to(hidden_RD.dtype)
         return grad_hidden_RD, grad_weight_VD, grad_bias_V, None, None, None, None, None
 
 
-def _scaled(logits_KV: Tensor, temperature: float, stats: torch.dtype) -> Tensor:
-    scaled_KV = logits_KV.to(stats)
-    return scaled_KV if temperature == 1.0 else scaled_KV / temperature
-
-
-def _log_softmax(logits_KV: Tensor, temperature: float, stats: torch.dtype) -> Tensor:
-    return torch.log_softmax(_scaled(logits_KV, temperature, stats), dim=-1)
-
-
-def _grad_softmax(logits_KV: Tensor, temperature: float, total_K1: Tensor, grad_entropy_K1: Tensor | None) -> Tensor:
-    """-p (G + gH (log p + H)): the gradient of the scaled logits, but for the chosen tokens' own +g."""
-    if grad_entropy_K1 is None:
-        return torch.softmax(_scaled(logits_KV, temperature, total_K1.dtype), dim=-1).mul_(-total_K1)
-    logprob_KV = _log_softmax(logits_KV, temperature, total_K1.dtype)
-    p_KV = logprob_KV.exp()
-    entropy_K1 = -(p_KV * logprob_KV).sum(-1, keepdim=True)
-    return logprob_KV.add_(entropy_K1).mul_(grad_entropy_K1).add_(total_K1).mul_(p_KV).neg_()
+def _scaled(logits_KC: Tensor, temperature: float, stats: torch.dtype) -> Tensor:
+    scaled_KC = logits_KC.to(stats)
+    return scaled_KC if temperature == 1.0 else scaled_KC / temperature

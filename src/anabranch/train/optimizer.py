@@ -98,6 +98,11 @@ class MasterOptimizer:
         self._write_back()
         return norm
 
+    def zero_gradients(self) -> None:
+        """Float32 zeros for every gradient, into which backward passes add without a detour (see `ops.hand_over`)."""
+        for parameter in self.compute.values():
+            parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
+
     def drop_gradients(self) -> None:
         """Free all gradients, as after a step."""
         for parameter in (*self.compute.values(), *self.masters.values()):

@@ -102,6 +102,8 @@ def update(
         TrainingError: the gradient is not finite; the weights are as they were.
     """
     clock = clock or Clock()
+    with clock.phase("backward"):
+        optimizer.zero_gradients()
     loss, sums, entropy_sum, logprob_N = accumulate(
         model, rows, objective, num_slots, temperature=temperature, clock=clock
     )
