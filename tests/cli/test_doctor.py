@@ -30,15 +30,6 @@ def test_installed_reads_the_version_without_importing():
     assert doctor.installed("no-such-distribution-anywhere") is None
 
 
-def test_cpu_flags_are_read_from_the_first_core():
-    assert doctor.cpu_flags("model name : X\nflags\t\t: fpu avx2 amx_bf16\n\nflags\t\t: fpu\n") == {
-        "fpu",
-        "avx2",
-        "amx_bf16",
-    }
-    assert doctor.cpu_flags("Features : asimd\n") == set()  # ARM lists none
-
-
 def test_available_memory_is_in_bytes():
     assert doctor.available_memory("MemTotal: 9 kB\nMemAvailable:   2048 kB\n") == 2 * 2**20
     assert doctor.available_memory("") is None

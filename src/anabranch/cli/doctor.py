@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from anabranch.tracking.environment import cpu_flags, describe_environment
+
 GIB = 2**30
 CPU_FLAGS = {
     "avx2": "fast float32",
@@ -66,12 +68,6 @@ def installed(package: str) -> str | None:
         return None
 
 
-def cpu_flags(cpuinfo: str) -> set[str]:
-    """The features that the text of /proc/cpuinfo lists; empty where it lists none (other than x86)."""
-    lines = [line.partition(":")[2] for line in cpuinfo.splitlines() if line.startswith("flags")]
-    return set(lines[0].split()) if lines else set()
-
-
 def available_memory(meminfo: str) -> int | None:
     """Bytes that can still be used, from the text of /proc/meminfo; `None` if it does not say."""
     for line in meminfo.splitlines():
@@ -89,8 +85,6 @@ def _facts(title: str) -> Table:
 
 
 def _versions() -> Table:
-    from anabranch.tracking.environment import describe_environment
-
     environment = describe_environment()
     table = _facts("Versions")
     table.add_row("python", environment["python"])

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from anabranch.cli.bench import bench
 from anabranch.errors import AnabranchError
 
 USER_ERROR = 2
@@ -159,6 +160,9 @@ def doctor() -> None:
     from anabranch.cli import doctor
 
     doctor.report()
+
+
+app.add_typer(bench)
 
 
 def _with(overrides: list[str] | None, **options: float | None) -> list[str]:

@@ -49,6 +49,12 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_flags(cpuinfo: str) -> set[str]:
+    """The features that the text of /proc/cpuinfo lists; empty where it lists none (other than x86)."""
+    lines = [line.partition(":")[2] for line in cpuinfo.splitlines() if line.startswith("flags")]
+    return set(lines[0].split()) if lines else set()
+
+
 def _cores() -> int:
     """Cores this process may use, where the system tells; otherwise all."""
     if sys.platform == "linux":
