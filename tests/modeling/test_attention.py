@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from anabranch.errors import ModelError
+from anabranch.modeling import attention as module
 from anabranch.modeling.attention import (
     NAME,
     CapturingNeighbourhood,
@@ -186,18 +187,33 @@ def reference(query: Tensor, key: Tensor, value: Tensor, mask_TT: Tensor, scale:
     return torch.softmax(score, -1) @ value
 
 
+class Dense(RowNeighbourhood):
+    """What a device other than a CPU uses."""
+
+    def __init__(self, layout: Layout, *, padded_to: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layout, padded_to=padded_to, dtype=dtype, device=device, in_blocks=False)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """The rows of these tests in several blocks, cut in the middle of segments too."""
+    monkeypatch.setattr(module, "QUERY_BLOCK", 5)
+    monkeypatch.setattr(module, "KEY_BUCKET", 3)
+
+
 @pytest.mark.parametrize("G", [1, 3])
-@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("branch", ["blocks", "one block", "dense"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
-def test_both_branches_are_plain_masked_attention_in_value_and_gradient(G, products, dtype, tolerance):
+def test_every_branch_is_plain_masked_attention_in_value_and_gradient(G, branch, dtype, tolerance, request):
+    if branch == "blocks":
+        request.getfixturevalue("small_blocks")
     layout, T, scale = packed(), 32, 0.4
-    stream = RowNeighbourhood(layout, padded_to=T, dtype=dtype, device=CPU)
-    assert stream._products == (dtype == torch.bfloat16)  # what a CPU uses; the other branch is what others use
-    stream._products = products
+    stream = RowNeighbourhood(layout, padded_to=T, dtype=dtype, device=CPU, in_blocks=branch != "dense")
     mask_TT = torch.from_numpy(allowed(layout, T))
     given_ = inputs(dtype, 2, G, T)
     pull = torch.randn(1, 2 * G, T, 8, generator=torch.Generator().manual_seed(1))
     ours, theirs = stream.attend(0, *given_, scale), reference(*given_, mask_TT, scale)
+    assert ours.dtype == dtype
     torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
     gradients = torch.autograd.grad((ours.float() * pull).sum(), given_)
     expected = torch.autograd.grad((theirs.float() * pull).sum(), given_)
@@ -205,27 +221,42 @@ def test_both_branches_are_plain_masked_attention_in_value_and_gradient(G, produ
         torch.testing.assert_close(a.double(), b.double(), rtol=2 * tolerance, atol=3 * tolerance)
 
 
-def test_both_branches_agree_on_a_whole_model_in_bfloat16(monkeypatch):
+def test_a_cpu_takes_blocks_and_every_other_device_the_dense_mask():
+    def largest(device: str) -> int:
+        stream = RowNeighbourhood(lay_out(many), padded_to=640, dtype=torch.float32, device=torch.device(device))
+        tensors = [value for value in vars(stream).values() if isinstance(value, Tensor)]
+        return max([tensor.numel() for tensor in tensors + [block.bias_QN for block in stream._blocks or []]])
+
+    many = StreamGraph((Segment([1] * 100), *[Segment([2] * 10, (0,))] * 50))
+    assert largest("cpu") == 120 * 224  # 12 answers over the prompt and themselves, see test_blocks
+    assert largest("meta") == 640 * 640
+
+
+def test_both_branches_agree_on_a_whole_model(model, small_blocks):
+    with torch.no_grad():
+        blocks, dense = (run_row(model, packed(), kind)[0][:26] for kind in (RowNeighbourhood, Dense))
+    torch.testing.assert_close(blocks, dense, rtol=0, atol=1e-5)
+
+
+def test_both_branches_agree_on_a_whole_model_in_bfloat16(small_blocks):
     model = tiny_llama(dtype=torch.bfloat16)
     model.set_attn_implementation(NAME)
-    products = logits(model, packed()).float().log_softmax(-1)
-    plain = RowNeighbourhood.__init__
-
-    def fused(self, *args, **kwargs):
-        plain(self, *args, **kwargs)
-        self._products = False
-
-    monkeypatch.setattr(RowNeighbourhood, "__init__", fused)
-    gap = (logits(model, packed()).float().log_softmax(-1) - products).abs()
+    with torch.no_grad():
+        head = model.get_output_embeddings()
+        blocks, dense = (
+            head(run_row(model, packed(), kind)[0][:26]).float().log_softmax(-1) for kind in (RowNeighbourhood, Dense)
+        )
+    gap = (blocks - dense).abs()
     assert gap.mean() < 0.02  # bfloat16 keeps 8 bits
     assert gap.max() < 0.2
 
 
-def test_padding_changes_nothing(model):
+@pytest.mark.parametrize("in_blocks", [True, False])
+def test_padding_changes_nothing(model, in_blocks, small_blocks):
     layout = packed()
     rows = []
     for padded_to in (26, 27, 64):
-        stream = RowNeighbourhood(layout, padded_to=padded_to, dtype=torch.float32, device=CPU)
+        stream = RowNeighbourhood(layout, padded_to=padded_to, dtype=torch.float32, device=CPU, in_blocks=in_blocks)
         tokens, positions = torch.zeros(2, 1, padded_to, dtype=torch.int64)
         tokens[0, :26], positions[0, :26] = torch.from_numpy(layout.tokens_T), torch.from_numpy(layout.positions_T)
         with torch.no_grad():

@@ -122,16 +122,27 @@ class RowNeighbourhood:
     """A packed row: what the trainer uses, and what prefills prompts. Batch size 1.
 
     On a CPU attention runs over blocks of queries that meet only the keys they see. Elsewhere the fused kernel gets a
-    dense mask.
+    dense mask. `in_blocks` asks for one of the two whatever the device.
     """
 
-    def __init__(self, layout: Layout, *, padded_to: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        padded_to: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        in_blocks: bool | None = None,
+    ) -> None:
         self._blocks: list[AttentionBlock] | None = None
-        if device.type == "cpu":
+        if device.type == "cpu" if in_blocks is None else in_blocks:
             blocks = query_blocks(layout, padded_to, size=QUERY_BLOCK, key_bucket=KEY_BUCKET)
             self._blocks = [
                 AttentionBlock(
-                    block.start, block.stop, torch.from_numpy(block.key_N), _bias(block.mask_QN, dtype, device)
+                    block.start,
+                    block.stop,
+                    torch.from_numpy(block.key_N).to(device),
+                    _bias(block.mask_QN, dtype, device),
                 )
                 for block in blocks
             ]

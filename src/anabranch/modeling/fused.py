@@ -23,10 +23,10 @@ def fuse(model: PreTrainedModel) -> bool:
     """Let the model's decoder layers compute with fused operations, if they are of a known kind (see `FAMILIES`).
 
     Sliding windows, attention dropout and other activations than SiLU are left to the model's own layers. The weights
-    of projections that read the same input are laid one behind the other in memory.
+    of projections that read the same input are laid one behind the other in memory (see `join_weights`).
 
     Returns:
-        Whether the layers were changed.
+        Whether the model's layers are fused now.
     """
     config = model.config.to_dict()
     known = config["model_type"] in FAMILIES and config["hidden_act"] in ("silu", "swish")
@@ -37,17 +37,29 @@ def fuse(model: PreTrainedModel) -> bool:
         return False
     for layer in model.base_model.layers:
         _change_class(layer, _FusedLayer)
-        attention, mlp = layer.self_attn, layer.mlp
-        lay_together([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-        lay_together([mlp.gate_proj.weight, mlp.up_proj.weight])
     _change_class(model.base_model.norm, _FusedNorm)
     _change_class(model.get_input_embeddings(), _FusedEmbedding)
+    join_weights(model)
     return True
+
+
+def join_weights(model: PreTrainedModel) -> None:
+    """Lay the weights of a fused model that are multiplied in one product one behind the other in memory.
+
+    In a copy of a model, or one that was converted, every weight has a place of its own: it computes the same, but puts
+    such weights together anew in every forward pass. Layers that are not fused are left as they are.
+    """
+    for layer in model.modules():
+        if isinstance(layer, _FusedLayer):
+            attention, mlp = layer.self_attn, layer.mlp
+            lay_together([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+            lay_together([mlp.gate_proj.weight, mlp.up_proj.weight])
 
 
 def _change_class(module: nn.Module, fused: type[nn.Module]) -> None:
     plain = type(module)
-    module.__class__ = type(f"Fused{plain.__name__}", (fused, plain), {})
+    if not issubclass(plain, fused):
+        module.__class__ = type(f"Fused{plain.__name__}", (fused, plain), {})
 
 
 class _FusedNorm(nn.Module):

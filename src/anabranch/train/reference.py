@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from anabranch.errors import CheckpointError, explain
 from anabranch.modeling.files import os_errors
+from anabranch.modeling.fused import join_weights
 from anabranch.tracking.checkpoints import fingerprint
 from anabranch.tracking.files import write_atomic, writing
 
@@ -58,6 +59,7 @@ def load(model: PreTrainedModel, path: Path) -> PreTrainedModel:
         )
     reference = copy.deepcopy(model)
     reference.requires_grad_(False)
+    join_weights(reference)
     weights = load_file(path)
     with torch.no_grad():
         for name, weight in reference.named_parameters():
