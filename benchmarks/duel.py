@@ -36,6 +36,10 @@ _TAIL = 30
 """Lines of a dead side's standard error that its error shows."""
 
 
+_LAST_WAIT = 10.0
+"""Seconds in which a process whose end is due has to be gone."""
+
+
 class SideError(Exception):
     """A side died, did not answer in time, or answered nonsense."""
 
@@ -87,7 +91,10 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._signal(signal.SIGKILL)
+        end = time.monotonic() + _LAST_WAIT
+        while self._members() and time.monotonic() < end:
+            self._signal(signal.SIGKILL)
+            time.sleep(0.01)
         self._process.communicate()
 
     def ready(self) -> dict[str, Any]:
@@ -96,9 +103,9 @@ class Worker:
         return {**told, "memory": asdict(machine.memory(self._members()))}
 
     def run(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """One round: what the side answered (`work`, `seconds`, ...) with `rate`, `cpu_seconds`, `memory`, `other_cores`.
+        """One round: what the side answered (`work`, `seconds`, ...), and what was seen from here.
 
-        `cpu_seconds` is the processor time of all its processes; `other_cores` is how many of the cores that we may
+        Added are `rate`, `memory`, `cpu_seconds`, and `other_cores`. `cpu_seconds` is the processor time of all its processes; `other_cores` is how many of the cores that we may
         use were kept busy by anybody else meanwhile.
         """
         members = self._members()
@@ -157,7 +164,7 @@ class Worker:
 
     def _death(self, waited: float) -> SideError:
         try:
-            code = self._process.wait(timeout=10)  # its output ends a moment before itself
+            code = self._process.wait(timeout=_LAST_WAIT)  # its output ends a moment before itself
         except subprocess.TimeoutExpired:
             code = None
         self._signal(signal.SIGKILL)

@@ -3,44 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.duel import Side, SideError, Worker
 
 
-def fastest(
-    candidates: Sequence[Side], *, args: Mapping[str, Any], log: Path, unit: str = "tokens", limit: float = 3600
+@dataclass(frozen=True)
+class Change:
+    """What a candidate has other than the side it is made from."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, side: Side) -> Side:
+        """The side with this change."""
+        return replace(side, settings={**side.settings, **self.settings}, env={**side.env, **self.env})
+
+
+def search(
+    side: Side,
+    axes: Sequence[Sequence[Change]],
+    *,
+    args: Mapping[str, Any],
+    log: Path,
+    unit: str = "tokens",
+    limit: float = 3600,
+    beside: Sequence[Change] = (),
 ) -> tuple[Side, list[dict[str, Any]]]:
-    """Run every candidate once after one warm-up, each in a process of its own, and choose the one with most work/s.
+    """Take one axis after the other: each of its changes is tried on the best side so far, and the fastest stays.
 
     Args:
-        candidates: one side with different settings or environments, at least one. With one nothing is run.
+        side: where to begin.
+        axes: the changes that exclude each other, axis by axis; leaving the side as it is needs no change.
         args: what `run` gets; `round` is added.
         log: where standard error of the candidate that runs goes.
         unit: of `work`, for people.
         limit: seconds that a preparation or a round may take.
+        beside: changes of the best side that are tried at the end for comparison only: they are never chosen.
 
     Returns:
-        The fastest, and what was tried: side, settings, env, and `rate` or the `error` of one that cannot run.
+        The best, and what was tried: side, settings, env, and `rate` or the `error` of one that cannot run.
 
     Raises:
         SideError: no candidate can run.
     """
+    print(f"settings of {side.name}: {_text(side.settings)} {_text(side.env)}", flush=True)
+    best, tried = side, [_try(side, {}, args, log, unit, limit)]
+    rate = tried[0].get("rate", 0.0)
+    for axis in axes:
+        start = best
+        for change in axis:
+            candidate = change.of(start)
+            tried.append(_try(candidate, {**change.settings, **change.env}, args, log, unit, limit))
+            if tried[-1].get("rate", 0.0) > rate:
+                best, rate = candidate, tried[-1]["rate"]
+    best, tried = _found(best, rate, tried)
+    for change in beside:
+        shown = {**change.settings, **change.env}
+        tried.append({**_try(change.of(best), shown, args, log, unit, limit), "for_comparison": True})
+    return best, tried
+
+
+def fastest(
+    candidates: Sequence[Side], *, args: Mapping[str, Any], log: Path, unit: str = "tokens", limit: float = 3600
+) -> tuple[Side, list[dict[str, Any]]]:
+    """The fastest of some sides, for candidates that no axes describe; else as `search`. With one nothing is run."""
     if len(candidates) == 1:
         return candidates[0], []
-    tried = [_try(candidate, args, log, unit, limit) for candidate in candidates]
+    tried = [_try(side, {**side.settings, **side.env}, args, log, unit, limit) for side in candidates]
     rates = [record.get("rate", 0.0) for record in tried]
-    if not any(rates):
-        raise SideError(f"no candidate of {candidates[0].name} can run\n{tried[-1]['error']}")
-    return candidates[rates.index(max(rates))], tried
+    return _found(candidates[rates.index(max(rates))], max(rates), tried)
 
 
-def _try(candidate: Side, args: Mapping[str, Any], log: Path, unit: str, limit: float) -> dict[str, Any]:
-    record: dict[str, Any] = {"side": candidate.name, "settings": dict(candidate.settings), "env": dict(candidate.env)}
-    what = f"  {candidate.name} with {record['settings']} {record['env'] or ''}".rstrip()
+def _found(best: Side, rate: float, tried: list[dict[str, Any]]) -> tuple[Side, list[dict[str, Any]]]:
+    if rate == 0.0:
+        raise SideError(f"no candidate of {best.name} can run\n{tried[-1]['error']}")
+    return best, tried
+
+
+def _try(
+    side: Side, change: Mapping[str, Any], args: Mapping[str, Any], log: Path, unit: str, limit: float
+) -> dict[str, Any]:
+    """One counted run after one warm-up, in a process of its own."""
+    record: dict[str, Any] = {"side": side.name, "settings": dict(side.settings), "env": dict(side.env)}
+    what = f"  {side.name}, {_text(change) or 'as above'}"
     try:
-        with Worker(candidate, log, limit) as worker:
+        with Worker(side, log, limit) as worker:
             worker.ready()
             worker.run({**args, "round": -1})
             result = worker.run({**args, "round": 0})
@@ -50,3 +100,7 @@ def _try(candidate: Side, args: Mapping[str, Any], log: Path, unit: str, limit: 
     print(f"{what}: {result['rate']:.1f} {unit}/s", flush=True)
     kept = {key: result[key] for key in ("rate", "cpu_seconds", "other_cores")}
     return {**record, **kept, "peak_mb": result["memory"]["peak_mb"]}
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in values.items())
