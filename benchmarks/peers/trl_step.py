@@ -33,7 +33,7 @@ class Settings:
     """What a trainer is built from."""
 
     model: str
-    """Folder of the model."""
+    """Folder of the model, perhaps below `~`."""
     prompts: int
     answers: int
     tokens: int
@@ -177,7 +177,7 @@ def build(settings: Settings, held: Held) -> Any:
     )
     problems = [conversation(problem) for problem in PROBLEMS[: size.prompts]]
     trainer = GRPOTrainer(
-        model=settings.model,
+        model=os.path.expanduser(settings.model),  # noqa: PTH111  (TRL takes a string)
         reward_funcs=_reward,
         args=config,
         train_dataset=Dataset.from_dict({"prompt": problems * 1000}),  # an epoch of 1000 steps, each on the same
@@ -238,8 +238,8 @@ def _gate(held: Held) -> Any:
 def _phases(seconds: dict[str, float], whole: float) -> dict[str, float]:
     """Seconds of the parts of a step, from what TRL's profiler saw.
 
-    Its `_prepare_inputs` holds generation and rewards; its `compute_loss` is the forward pass. What is left of the whole
-    is mostly the backward pass, and clipping.
+    Its `_prepare_inputs` holds generation and rewards; its `compute_loss` is the forward pass. What is left of the
+    whole is the backward pass, clipping, and little else.
     """
     generate = seconds["transformers.generate"] + seconds["transformers.generate_batch"]
     parts = {
