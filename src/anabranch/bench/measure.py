@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from anabranch.recipe.tree import Model
 from anabranch.tracking.environment import cpu_flags, describe_environment
@@ -175,7 +176,9 @@ class Report:
         self.write()
         if self.runs:
             for table in self.tables(self):
-                self.console.print(table.rich())
+                self.console.print(
+                    table.rich() if self.console.is_terminal else Text(f"{table.plain()}\n"), soft_wrap=True
+                )
 
 
 def table_of(report: Report) -> TextTable:
