@@ -19,13 +19,12 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import gradients
 from benchmarks.duel import RESULTS, Side, Worker, duel
-from benchmarks.step import add_common, check_same_prompts, memory, our_side, trl_side
+from benchmarks.step import add_common, changed, check_same_prompts, memory, our_side, trl_side
 from benchmarks.step_task import Size
 
 TRL_ADDS = 1e-4
@@ -50,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place, log = Path(folder), asked.out.with_name(f"{asked.out.stem}-gradients.log")
         ours, theirs = our_side(size, asked), trl_side(size, asked)
         rollouts = place / "rollouts.json"
-        in_process(with_settings(ours, dtype="float32"), {"save_rollouts": str(rollouts)}, log)
-        ours, theirs = (with_settings(side, rollouts=str(rollouts)) for side in (ours, theirs))
+        in_process(changed(ours, dtype="float32"), {"save_rollouts": str(rollouts)}, log)
+        ours, theirs = (changed(side, rollouts=str(rollouts)) for side in (ours, theirs))
         found = compared(ours, theirs, place, log)
         print(table(found), flush=True)
         report = duel(
@@ -92,10 +91,6 @@ def best_of_search(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def with_settings(side: Side, **changes: Any) -> Side:
-    return replace(side, settings={**side.settings, **changes})
-
-
 def in_process(side: Side, arguments: Mapping[str, Any], log: Path) -> dict[str, Any]:
     """One run in a process of its own, from untouched weights."""
     with Worker(side, log) as worker:
@@ -116,8 +111,8 @@ def compared(ours: Side, theirs: Side, place: Path, log: Path) -> dict[str, Any]
         print(f"  gradient: {name}", flush=True)
         return path
 
-    theirs = with_settings(theirs, max_grad_norm=UNCLIPPED)
-    our_exact, their_exact = with_settings(ours, dtype="float32"), with_settings(theirs, **PLAIN)
+    theirs = changed(theirs, max_grad_norm=UNCLIPPED)
+    our_exact, their_exact = changed(ours, dtype="float32"), changed(theirs, **PLAIN)
     reference = saved("trl float32", their_exact)
     figures = {
         "float32": gradients.compare_files(saved("ours float32", our_exact, added_to_std=TRL_ADDS), reference),

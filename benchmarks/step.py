@@ -14,13 +14,12 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.duel import RESULTS, Side, SideError, Worker, duel
+from benchmarks.duel import RESULTS, Side, duel
 from benchmarks.step_task import Size
-from benchmarks.tune import fastest
+from benchmarks.tune import Change, search
 
 GOAL = 5.0
 """Samples a second, ours over TRL's."""
@@ -32,28 +31,37 @@ MODEL = "smollm2-135m-instruct"
 TRL_SETTINGS: dict[str, Any] = {"dtype": "bfloat16", "attention": "sdpa", "micro_batch": 16}
 """Played when nothing else is asked for."""
 
+SHORT_SPIN = {"GOMP_SPINCOUNT": "1000"}
+"""Environment in which threads that wait sleep soon. Our command line sets it for itself."""
+
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """Environment with which the C library keeps freed memory, instead of having the system clear it again each time."""
 
-Change = Mapping[str, Any]
-Stage = tuple[str, Sequence[Change]]
+BATCHES = (16, 8, 32, 64)
+"""Micro-batches that are tried; the first is where the search begins."""
 
-STAGES: tuple[Stage, ...] = (
-    (
-        "dtype and attention",
-        [
-            {"dtype": dtype, "autocast": autocast, "attention": attention}
-            for dtype, autocast in (("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True))
-            for attention in ("sdpa", "eager")
-        ],
-    ),
-    ("micro-batch", [{"micro_batch": 8}, {"micro_batch": 32}, {"micro_batch": 64}]),
-    ("cache of generation", [{"cache": "static"}]),
-    ("continuous batching", [{"continuous": True}]),
-    ("allocator", [{"env": KEEP_MEMORY}]),
-    ("torch.compile", [{"compile": True}]),
-)
-"""The search: what one stage finds best is kept in the next. It begins with micro-batches of 16."""
+
+def trl_axes(samples: int) -> list[list[Change]]:
+    """What the search tries with TRL, beginning with float32, scaled-dot-product attention and the first micro-batch.
+
+    Args:
+        samples: of a step; micro-batches have no more.
+    """
+    computing = [
+        Change({"dtype": dtype, "autocast": autocast, "attention": attention})
+        for dtype, autocast in (("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True))
+        for attention in ("sdpa", "eager")
+    ]
+    return [
+        computing[1:],
+        [Change({"micro_batch": size}) for size in BATCHES[1:] if size <= samples],
+        [Change({"cache": "static"})],
+        [Change({"continuous": True})],
+        [Change(env=SHORT_SPIN)],
+        [Change(env=KEEP_MEMORY)],
+        [Change({"compile": True})],
+    ]
+
 
 WARMUP_TOKENS = 4
 """New tokens of the step with which a candidate of the search warms up; the step that counts has all of them."""
@@ -64,13 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = Size(asked.prompts, asked.answers, asked.tokens)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     ours, theirs = our_side(size, asked), trl_side(size, asked)
-    search: list[dict[str, Any]] = []
+    tried: list[dict[str, Any]] = []
     if asked.tune:
-        log = asked.out.with_name(f"{asked.out.stem}-search.log")
-        theirs, search = tuned(theirs, STAGES, log)
-        candidates = [replace(ours, settings={**ours.settings, "dtype": dtype}) for dtype in ("bfloat16", "float32")]
-        ours, tried = fastest(candidates, args={}, log=log, unit="samples")
-        search += tried
+        how: dict[str, Any] = {
+            "args": {},
+            "log": asked.out.with_name(f"{asked.out.stem}-search.log"),
+            "unit": "samples",
+        }
+        ours, tried = search(changed(ours, dtype="bfloat16"), [[Change({"dtype": "float32"})]], **how)
+        start = changed(
+            theirs, dtype="float32", autocast=False, attention="sdpa", micro_batch=min(BATCHES[0], size.samples)
+        )
+        theirs, more = search(start, trl_axes(size.samples), **how, warmup={"tokens": min(WARMUP_TOKENS, size.tokens)})
+        tried += more
     report = duel(
         "step",
         ours,
@@ -81,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         unit="samples",
         goal=GOAL,
         warmups=asked.warmups,
-        search=search,
+        search=tried,
     )
     check_same_prompts(report)
     report["memory"] = memory(report)
@@ -113,7 +127,7 @@ def add_common(found: argparse.ArgumentParser) -> None:
 def our_side(size: Size, asked: argparse.Namespace) -> Side:
     python = ".venv/bin/python"
     settings = {"model": MODEL, "dtype": asked.dtype, "threads": asked.threads, **size.as_dict()}
-    return Side("anabranch", [python, "-m", "benchmarks.ours_step"], settings, threads(asked.threads))
+    return Side("anabranch", [python, "-m", "benchmarks.ours_step"], settings, {**threads(asked.threads), **SHORT_SPIN})
 
 
 def trl_side(size: Size, asked: argparse.Namespace) -> Side:
@@ -125,6 +139,11 @@ def trl_side(size: Size, asked: argparse.Namespace) -> Side:
     return Side("trl", [asked.peer, "-m", "benchmarks.peers.trl_step"], settings, threads(asked.threads))
 
 
+def changed(side: Side, **settings: Any) -> Side:
+    """The side with other settings."""
+    return Change(settings).of(side)
+
+
 def from_home(path: Path) -> str:
     """The path as `~/...` if it is below the home folder: results are read elsewhere."""
     return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
@@ -133,67 +152,6 @@ def from_home(path: Path) -> str:
 def threads(count: int) -> dict[str, str]:
     """Environment of a side that is to use so many threads."""
     return {"OMP_NUM_THREADS": str(count)}
-
-
-# --------------------------------------------------------------------------------------------------------- search
-
-
-def tuned(start: Side, stages: Sequence[Stage], log: Path) -> tuple[Side, list[dict[str, Any]]]:
-    """Stage after stage, take the change that makes `start` fastest, if one does; each is tried with one step.
-
-    Returns:
-        The fastest, and what was tried.
-
-    Raises:
-        SideError: nothing that was tried could run.
-    """
-    best, best_rate = start, 0.0
-    tried: list[dict[str, Any]] = []
-    for stage, changes in stages:
-        winner = best
-        for side in [changed(best, change) for change in changes]:
-            record = {"stage": stage, **_try(side, log)}
-            tried.append(record)
-            print(search_line(record), flush=True)
-            if record.get("rate", 0.0) > best_rate:
-                winner, best_rate = side, record["rate"]
-        if not best_rate:
-            raise SideError(f"nothing of stage {stage!r} can run; the last:\n{tried[-1]['error']}")
-        best = winner
-    print(f"  best: {best.settings} {dict(best.env)}")
-    return best, tried
-
-
-def changed(side: Side, change: Change) -> Side:
-    """The side with other settings; `env` adds to its environment. A micro-batch is at most the whole batch."""
-    settings = {**side.settings, **{name: value for name, value in change.items() if name != "env"}}
-    settings["micro_batch"] = min(settings["micro_batch"], settings["prompts"] * settings["answers"])
-    return replace(side, settings=settings, env={**side.env, **change.get("env", {})})
-
-
-def _try(side: Side, log: Path) -> dict[str, Any]:
-    """One step after a warm-up; with `torch.compile` the warm-up is a whole step, for every length is compiled."""
-    record: dict[str, Any] = {"side": side.name, "settings": dict(side.settings), "env": dict(side.env)}
-    warmup = {} if side.settings.get("compile") else {"tokens": min(WARMUP_TOKENS, side.settings["tokens"])}
-    try:
-        with Worker(side, log) as worker:
-            worker.ready()
-            worker.run({"round": -1, **warmup})
-            result = worker.run({"round": 0})
-    except SideError as error:
-        return {**record, "error": str(error)}
-    found = {name: result[name] for name in ("rate", "seconds", "phases")}
-    return {**record, **found, "peak_mb": result["memory"]["peak_mb"]}
-
-
-def search_line(record: Mapping[str, Any]) -> str:
-    """A row of the table that the search prints."""
-    shown = ("dtype", "autocast", "attention", "micro_batch", "cache", "continuous", "compile")
-    settings = ", ".join(f"{name} {record['settings'][name]}" for name in shown if record["settings"].get(name))
-    kept = ", keeps freed memory" if "MALLOC_MMAP_MAX_" in record["env"] else ""
-    if "error" in record:
-        return f"  {settings}{kept}: cannot run"
-    return f"  {settings}{kept}: {record['rate']:.3f} samples/s, peak {record['peak_mb']:.0f} MB"
 
 
 # --------------------------------------------------------------------------------------------------------- results

@@ -31,6 +31,7 @@ def search(
     unit: str = "tokens",
     limit: float = 3600,
     beside: Sequence[Change] = (),
+    warmup: Mapping[str, Any] | None = None,
 ) -> tuple[Side, list[dict[str, Any]]]:
     """Take one axis after the other: each of its changes is tried on the best side so far, and the fastest stays.
 
@@ -42,6 +43,7 @@ def search(
         unit: of `work`, for people.
         limit: seconds that a preparation or a round may take.
         beside: changes of the best side that are tried at the end for comparison only: they are never chosen.
+        warmup: arguments that a warm-up has in place of those of `args`, to make it shorter.
 
     Returns:
         The best, and what was tried: side, settings, env, and `rate` or the `error` of one that cannot run.
@@ -50,19 +52,23 @@ def search(
         SideError: no candidate can run.
     """
     print(f"settings of {side.name}: {_text(side.settings)} {_text(side.env)}", flush=True)
-    best, tried = side, [_try(side, {}, args, log, unit, limit)]
+
+    def attempt(candidate: Side, change: Mapping[str, Any]) -> dict[str, Any]:
+        return _try(candidate, change, args, log, unit, limit, warmup)
+
+    best, tried = side, [attempt(side, {})]
     rate = tried[0].get("rate", 0.0)
     for axis in axes:
         start = best
         for change in axis:
             candidate = change.of(start)
-            tried.append(_try(candidate, {**change.settings, **change.env}, args, log, unit, limit))
+            tried.append(attempt(candidate, {**change.settings, **change.env}))
             if tried[-1].get("rate", 0.0) > rate:
                 best, rate = candidate, tried[-1]["rate"]
     best, tried = _found(best, rate, tried)
     for change in beside:
         shown = {**change.settings, **change.env}
-        tried.append({**_try(change.of(best), shown, args, log, unit, limit), "for_comparison": True})
+        tried.append({**attempt(change.of(best), shown), "for_comparison": True})
     return best, tried
 
 
@@ -84,7 +90,13 @@ def _found(best: Side, rate: float, tried: list[dict[str, Any]]) -> tuple[Side, 
 
 
 def _try(
-    side: Side, change: Mapping[str, Any], args: Mapping[str, Any], log: Path, unit: str, limit: float
+    side: Side,
+    change: Mapping[str, Any],
+    args: Mapping[str, Any],
+    log: Path,
+    unit: str,
+    limit: float,
+    warmup: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One counted run after one warm-up, in a process of its own."""
     record: dict[str, Any] = {"side": side.name, "settings": dict(side.settings), "env": dict(side.env)}
@@ -92,12 +104,12 @@ def _try(
     try:
         with Worker(side, log, limit) as worker:
             worker.ready()
-            worker.run({**args, "round": -1})
+            worker.run({**args, **(warmup or {}), "round": -1})
             result = worker.run({**args, "round": 0})
     except SideError as error:
         print(f"{what}: cannot run", flush=True)
         return {**record, "error": str(error)}
-    print(f"{what}: {result['rate']:.1f} {unit}/s", flush=True)
+    print(f"{what}: {result['rate']:.4g} {unit}/s", flush=True)
     kept = {key: result[key] for key in ("rate", "cpu_seconds", "other_cores")}
     return {**record, **kept, "peak_mb": result["memory"]["peak_mb"]}
 

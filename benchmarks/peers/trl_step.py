@@ -5,7 +5,8 @@ next everything happens that Trainer does in a step: generation, rewards, advant
 optimizer, scheduler, zeroing of gradients, callbacks, and fetching the prompts of the next step. Only logging, saving,
 progress bars and telemetry are switched off.
 
-A run's arguments: `tokens`, new tokens of this step where they differ from the settings' (to warm up quickly), and
+A run's arguments: `tokens`, new tokens of this step where they differ from the settings' (to warm up quickly; not
+with `compile`, which compiles for every length), and
 `save_gradients`, a file for the gradients just before the optimizer.
 """
 
@@ -88,7 +89,8 @@ class Held:
 
         def run(arguments: dict[str, Any]) -> dict[str, Any]:
             self.save_to = arguments.get("save_gradients")
-            generation, tokens = self.trainer.generation_config, arguments.get("tokens", settings.tokens)
+            tokens = settings.tokens if settings.compile else arguments.get("tokens", settings.tokens)
+            generation = self.trainer.generation_config
             generation.min_new_tokens = generation.max_new_tokens = tokens
             self.seconds.clear()
             start = time.perf_counter()

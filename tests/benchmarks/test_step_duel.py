@@ -1,12 +1,11 @@
-"""The parts of the step's duel that need no trainer: the reward, the search's changes, the memory figures."""
+"""The parts of the step's duel that need no trainer: the reward, what the search tries, the memory figures."""
+
+from pathlib import Path
 
 import pytest
 
-from benchmarks.duel import Side
-from benchmarks.step import KEEP_MEMORY, STAGES, changed, check_same_prompts, memory, search_line
+from benchmarks.step import BATCHES, check_same_prompts, from_home, memory, trl_axes
 from benchmarks.step_task import PROBLEMS, Size, fingerprint, reward
-
-SIDE = Side("trl", ["python"], {"dtype": "float32", "micro_batch": 16, "prompts": 2, "answers": 4}, {"A": "1"})
 
 
 def test_the_reward_is_the_mean_of_remainders_by_hand():
@@ -28,28 +27,20 @@ def test_prompts_have_the_same_name_only_if_every_token_is_the_same():
     assert fingerprint([[1, 2], [3]]) != fingerprint([[1], [2, 3]])
 
 
-def test_a_change_keeps_what_it_does_not_name_and_no_micro_batch_is_larger_than_the_batch():
-    side = changed(SIDE, {"dtype": "bfloat16", "micro_batch": 64, "env": KEEP_MEMORY})
-    assert side.settings == {"dtype": "bfloat16", "micro_batch": 8, "prompts": 2, "answers": 4}
-    assert side.env == {"A": "1", **KEEP_MEMORY}
+def test_the_search_tries_every_dtype_with_every_attention_and_every_micro_batch_that_fits():
+    first = {"dtype": "float32", "autocast": False, "attention": "sdpa", "micro_batch": BATCHES[0]}
+    changes = [first, *(change.settings for axis in trl_axes(64) for change in axis)]
+    computing = {(c["dtype"], c["autocast"], c["attention"]) for c in changes if "dtype" in c}
+    assert len(computing) == 4 * 2
+    assert {c["micro_batch"] for c in changes if "micro_batch" in c} == {8, 16, 32, 64}
+    small = [change.settings for axis in trl_axes(8) for change in axis]
+    assert {c["micro_batch"] for c in small if "micro_batch" in c} == {8}
 
 
-def test_the_search_tries_every_dtype_and_micro_batch_that_it_promises():
-    changes = [change for _, stage in STAGES for change in stage]
-    assert {(c["dtype"], c["autocast"]) for c in changes if "dtype" in c} == {
-        ("float32", False),
-        ("float32", True),
-        ("bfloat16", False),
-        ("bfloat16", True),
-    }
-    assert {c["micro_batch"] for c in changes if "micro_batch" in c} == {8, 32, 64}  # 16 is where it begins
-
-
-def test_a_setting_that_cannot_run_is_told_apart_from_a_slow_one():
-    record = {"settings": {"dtype": "float32", "compile": True}, "env": {}}
-    assert search_line({**record, "error": "..."}) == "  dtype float32, compile True: cannot run"
-    line = search_line({**record, "env": KEEP_MEMORY, "rate": 0.5, "peak_mb": 100})
-    assert line == "  dtype float32, compile True, keeps freed memory: 0.500 samples/s, peak 100 MB"
+def test_a_path_below_the_home_folder_does_not_name_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert from_home(Path("/home/somebody/.cache/model")) == "~/.cache/model"
+    assert from_home(Path("/models/model")) == "/models/model"
 
 
 def peak(mb: float) -> dict[str, object]:
