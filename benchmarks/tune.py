@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.duel import Side, SideError, Worker
+from benchmarks.duel import Side, SideError, Worker, number
 
 
 @dataclass(frozen=True)
@@ -65,27 +65,11 @@ def search(
             tried.append(attempt(candidate, {**change.settings, **change.env}))
             if tried[-1].get("rate", 0.0) > rate:
                 best, rate = candidate, tried[-1]["rate"]
-    best, tried = _found(best, rate, tried)
+    if rate == 0.0:
+        raise SideError(f"no candidate of {side.name} can run\n{tried[-1]['error']}")
     for change in beside:
         shown = {**change.settings, **change.env}
         tried.append({**attempt(change.of(best), shown), "for_comparison": True})
-    return best, tried
-
-
-def fastest(
-    candidates: Sequence[Side], *, args: Mapping[str, Any], log: Path, unit: str = "tokens", limit: float = 3600
-) -> tuple[Side, list[dict[str, Any]]]:
-    """The fastest of some sides, for candidates that no axes describe; else as `search`. With one nothing is run."""
-    if len(candidates) == 1:
-        return candidates[0], []
-    tried = [_try(side, {**side.settings, **side.env}, args, log, unit, limit) for side in candidates]
-    rates = [record.get("rate", 0.0) for record in tried]
-    return _found(candidates[rates.index(max(rates))], max(rates), tried)
-
-
-def _found(best: Side, rate: float, tried: list[dict[str, Any]]) -> tuple[Side, list[dict[str, Any]]]:
-    if rate == 0.0:
-        raise SideError(f"no candidate of {best.name} can run\n{tried[-1]['error']}")
     return best, tried
 
 
@@ -96,7 +80,7 @@ def _try(
     log: Path,
     unit: str,
     limit: float,
-    warmup: Mapping[str, Any] | None = None,
+    warmup: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """One counted run after one warm-up, in a process of its own."""
     record: dict[str, Any] = {"side": side.name, "settings": dict(side.settings), "env": dict(side.env)}
@@ -109,7 +93,7 @@ def _try(
     except SideError as error:
         print(f"{what}: cannot run", flush=True)
         return {**record, "error": str(error)}
-    print(f"{what}: {result['rate']:.4g} {unit}/s", flush=True)
+    print(f"{what}: {number(result['rate'])} {unit}/s", flush=True)
     kept = {key: result[key] for key in ("rate", "cpu_seconds", "other_cores")}
     return {**record, **kept, "peak_mb": result["memory"]["peak_mb"]}
 
