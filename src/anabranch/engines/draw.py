@@ -19,6 +19,8 @@ from anabranch.records import Sampling
 
 _BLOCK = 256
 _CANDIDATES = 512
+_CACHE_VALUES = 1 << 20
+"""On a CPU so many logits are drawn from at a time: what is computed on the way stays in cache."""
 
 
 def uniforms(seed: int, step: int, problem_key: str, sample: int, count: int) -> NDArray[np.float64]:
@@ -42,6 +44,16 @@ def draw(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tens
     Returns:
         token int64 [R], log-prob float32 [R]; where a row's logits hold NaN or +inf, the log-prob is not finite.
     """
+    R, V = logits_RV.shape
+    size = max(1, _CACHE_VALUES // V) if logits_RV.device.type == "cpu" else max(1, R)
+    parts = [
+        _draw_some(logits_RV[start : start + size], uniform_R[start : start + size], sampling)
+        for start in range(0, R, size)
+    ]
+    return torch.cat([token_R for token_R, _ in parts]), torch.cat([logprob_R for _, logprob_R in parts])
+
+
+def _draw_some(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     logits_RV = logits_RV.float()
     greedy = sampling.temperature == 0
     if not greedy and sampling.temperature != 1:

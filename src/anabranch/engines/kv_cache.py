@@ -1,8 +1,8 @@
 """Keys and values of rollouts in flight, in two levels: prompts, shared by all their answers, and each answer's own.
 
-A prompt's keys and values are stored once, however many answers it has; an answer attends to its prompt and to its own
-tokens separately and merges the two by their log-sum-exps. Rows in use are always the first ones, and so are prompts:
-one that ends is replaced by the last, so that a decode step works on dense arrays.
+A prompt's keys and values are stored once, however many answers it has, and all its answers meet them in one matrix
+product; each answer meets its own tokens in another, and one softmax runs over both. Rows in use are always the first
+ones, and so are prompts: one that ends is replaced by the last, so that a decode step works on dense arrays.
 
 Letters: R rows (answers in flight), K prompts in flight, N rows of one prompt, P tokens of a prompt, T own tokens,
 H key-value heads, G query heads a key-value head, D head size.
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anabranch.modeling.attention import attend_with_lse, merge
 from anabranch.modeling.forward import round_up
 
 ROW_BUCKET = 16
@@ -125,17 +124,17 @@ class KvCache:
             self._stale = False
         own_length_R = torch.tensor([*self._row_lengths, *[0] * (rows - self.num_rows)], device=self._device)
         beyond_RT = torch.arange(tokens, device=self._device) > own_length_R[:, None]  # the new token sees itself
-        own_bias = torch.zeros(rows, 1, 1, tokens, device=self._device)
-        own_bias.masked_fill_(beyond_RT[:, None, None, :], float("-inf"))
         self._row_lengths = [length + 1 for length in self._row_lengths]
+        dtype = self._own.keys[0].dtype
+        hidden_RN = torch.cat([self._beyond_prompt_RP, beyond_RT], 1)
+        bias_RN = torch.zeros(hidden_RN.shape, dtype=dtype, device=self._device).masked_fill_(hidden_RN, float("-inf"))
         return DecodeNeighbourhood(
             own_keys=[key[:rows, :, :tokens] for key in self._own.keys],
             own_values=[value[:rows, :, :tokens] for value in self._own.values],
             own_length_R=own_length_R,
-            own_bias=own_bias,
             prompt_keys=[key[: len(self._prompt_ids), :, : self._longest] for key in self._prompts.keys],
             prompt_values=[value[: len(self._prompt_ids), :, : self._longest] for value in self._prompts.values],
-            prompt_bias=self._prompt_bias,
+            bias_RN=bias_RN,
             gather_KN=self._gather_KN,
             scatter_R=self._scatter_R,
         )
@@ -144,21 +143,21 @@ class KvCache:
         """Group the rows by prompt: `gather_KN` names the rows of each prompt, `scatter_R` where each row went."""
         slots = {prompt: slot for slot, prompt in enumerate(self._prompt_ids)}
         members: list[list[int]] = [[] for _ in slots]
+        slot_R = torch.zeros(rows, dtype=torch.int64)  # rows beyond the last read anything; nobody reads them
         for row, prompt in enumerate(self._row_prompts):
             members[slots[prompt]].append(row)
+            slot_R[row] = slots[prompt]
         widest = max(len(group) for group in members)
         gather_KN = torch.zeros(len(members), widest, dtype=torch.int64)
-        scatter_R = torch.zeros(rows, dtype=torch.int64)  # rows beyond the last read anything; nobody reads them
+        scatter_R = torch.zeros(rows, dtype=torch.int64)
         for slot, group in enumerate(members):
             gather_KN[slot, : len(group)] = torch.tensor(group, dtype=torch.int64)
             scatter_R[group] = torch.arange(len(group)) + slot * widest
         self._gather_KN = gather_KN.to(self._device)
         self._scatter_R = scatter_R.to(self._device)
-        lengths_K = torch.tensor(self._prompt_lengths)
-        self._longest = round_up(int(lengths_K.max()), TOKEN_BUCKET)
-        bias_KP = torch.zeros(len(members), self._longest)
-        bias_KP.masked_fill_(torch.arange(self._longest) >= lengths_K[:, None], float("-inf"))
-        self._prompt_bias = bias_KP[:, None, None, :].to(self._device)
+        length_K = torch.tensor(self._prompt_lengths)
+        self._longest = round_up(int(length_K.max()), TOKEN_BUCKET)
+        self._beyond_prompt_RP = (torch.arange(self._longest) >= length_K[slot_R, None]).to(self._device)
 
 
 class DecodeNeighbourhood:
@@ -170,16 +169,15 @@ class DecodeNeighbourhood:
         own_keys: list[Tensor],
         own_values: list[Tensor],
         own_length_R: Tensor,
-        own_bias: Tensor,
         prompt_keys: list[Tensor],
         prompt_values: list[Tensor],
-        prompt_bias: Tensor,
+        bias_RN: Tensor,
         gather_KN: Tensor,
         scatter_R: Tensor,
     ) -> None:
-        self._own_keys, self._own_values = own_keys, own_values
-        self._own_length_R, self._own_bias = own_length_R, own_bias
-        self._prompt_keys, self._prompt_values, self._prompt_bias = prompt_keys, prompt_values, prompt_bias
+        self._own_keys, self._own_values, self._own_length_R = own_keys, own_values, own_length_R
+        self._prompt_keys, self._prompt_values = prompt_keys, prompt_values
+        self._bias = bias_RN[:, None, None]
         self._gather_KN, self._scatter_R = gather_KN, scatter_R
         self._row_R = torch.arange(len(own_length_R), device=own_length_R.device)
 
@@ -187,17 +185,29 @@ class DecodeNeighbourhood:
         """See `Neighbourhood.attend`: B is R rows, T is 1."""
         R, H, _, D = key.shape
         G = query.shape[1] // H
-        K, N = self._gather_KN.shape
-        self._own_keys[layer][self._row_R, :, self._own_length_R] = key[:, :, 0]
-        self._own_values[layer][self._row_R, :, self._own_length_R] = value[:, :, 0]
+        own_keys, own_values = self._own_keys[layer], self._own_values[layer]
+        own_keys[self._row_R, :, self._own_length_R] = key[:, :, 0]
+        own_values[self._row_R, :, self._own_length_R] = value[:, :, 0]
         query_RHGD = query.view(R, H, G, D)
-        own, own_lse = attend_with_lse(
-            query_RHGD, self._own_keys[layer], self._own_values[layer], self._own_bias, scale
+        prompt_keys, prompt_values = self._prompt_keys[layer], self._prompt_values[layer]
+        prompt_length = prompt_keys.shape[2]
+        score = query.new_empty(R, H, G, self._bias.shape[-1])
+        score[..., :prompt_length] = self._to_rows(
+            torch.matmul(self._to_prompts(query_RHGD), prompt_keys.transpose(-1, -2)), G
         )
-        query_KHND = query_RHGD[self._gather_KN].transpose(1, 2).reshape(K, H, N * G, D)
-        prompt, prompt_lse = attend_with_lse(
-            query_KHND, self._prompt_keys[layer], self._prompt_values[layer], self._prompt_bias, scale
-        )
-        prompt = prompt.view(K, H, N, G, D).transpose(1, 2).reshape(K * N, H, G, D)[self._scatter_R]
-        prompt_lse = prompt_lse.view(K, H, N, G).transpose(1, 2).reshape(K * N, H, G)[self._scatter_R]
-        return merge(prompt, prompt_lse, own, own_lse).view(R, H * G, 1, D)
+        score[..., prompt_length:] = torch.matmul(query_RHGD, own_keys.transpose(-1, -2))
+        weight = torch.softmax(torch.add(self._bias, score, alpha=scale), dim=-1)
+        attended = torch.matmul(weight[..., prompt_length:], own_values)
+        attended += self._to_rows(torch.matmul(self._to_prompts(weight[..., :prompt_length]), prompt_values), G)
+        return attended.view(R, H * G, 1, D)
+
+    def _to_prompts(self, value_RHGX: Tensor) -> Tensor:
+        """What belongs to the rows of a prompt below each other: [K, H, N * G, X]."""
+        _, H, G, X = value_RHGX.shape
+        K, N = self._gather_KN.shape
+        return value_RHGX[self._gather_KN].transpose(1, 2).reshape(K, H, N * G, X)
+
+    def _to_rows(self, value_KHMX: Tensor, G: int) -> Tensor:
+        """The way back: [R, H, G, X]."""
+        K, H, M, X = value_KHMX.shape
+        return value_KHMX.view(K, H, M // G, G, X).transpose(1, 2).reshape(-1, H, G, X)[self._scatter_R]

@@ -24,13 +24,18 @@ from anabranch.engines.draw import draw, uniforms
 from anabranch.engines.kv_cache import ROW_BUCKET, KvCache
 from anabranch.errors import EngineError, explain
 from anabranch.modeling.attention import CapturingNeighbourhood, hidden_states
-from anabranch.modeling.forward import round_up, run_row
+from anabranch.modeling.decoding import DecodeWeights
+from anabranch.modeling.forward import run_row
+from anabranch.modeling.fused import is_fused
 from anabranch.modeling.load import context_length
 from anabranch.records import Request, Rollout, Sampling, Segment, StopReason, StreamGraph
 from anabranch.structure.layout import concatenate, lay_out
 
 _PREFILL_TOKENS = 1024
 """Prompts are prefilled in packed rows of about this many tokens."""
+
+_HEAD_ROWS = 128
+"""Rows whose logits exist at the same time: more of them leave the cache of a CPU, and gain nothing elsewhere."""
 
 
 @dataclass
@@ -111,6 +116,7 @@ class TorchEngine:
             dtype=self._model.dtype,
             device=self._model.device,
         )
+        decoder = DecodeWeights(self._model) if is_fused(self._model) else None
         prompt_hidden: dict[int, Tensor] = {}
         rows: list[_Row] = []
         while waiting or rows:
@@ -124,9 +130,9 @@ class TorchEngine:
                     cache.add_row(row.request)
                 rows.extend(drawn)
             else:
-                hidden = self._decode(requests, rows, cache)[: len(rows)]
+                hidden = self._decode(requests, rows, cache, decoder)[: len(rows)]
                 drawn = rows
-            self._draw(requests, drawn, hidden)
+            self._draw(requests, drawn, hidden, decoder)
             for position in range(len(rows) - 1, len(rows) - len(drawn) - 1, -1):  # the drawn rows are the last ones
                 row = rows[position]
                 stop = self._stop(requests[row.request], row)
@@ -175,36 +181,43 @@ class TorchEngine:
                     start = stop
 
     @torch.no_grad()
-    def _decode(self, requests: Sequence[Request], rows: Sequence[_Row], cache: KvCache) -> Tensor:
+    def _decode(
+        self, requests: Sequence[Request], rows: Sequence[_Row], cache: KvCache, decoder: DecodeWeights | None
+    ) -> Tensor:
         """Feed every row its last token; returns hidden states [R, D] (R rounded up, the surplus is meaningless)."""
         with self._timed("decode"):
-            R = round_up(len(rows), ROW_BUCKET)
-            token_R = torch.zeros(R, 1, dtype=torch.int64)
-            position_R = torch.zeros(R, 1, dtype=torch.int64)
-            token_R[: len(rows), 0] = torch.tensor([row.tokens[-1] for row in rows])
-            lengths = [len(requests[row.request].prompt_tokens) + len(row.tokens) - 1 for row in rows]
-            position_R[: len(rows), 0] = torch.tensor(lengths)
-            device = self._model.device
-            return hidden_states(self._model, token_R.to(device), position_R.to(device), cache.decode_step())[:, 0]
+            surplus = [0] * (-len(rows) % ROW_BUCKET)
+            tokens = [row.tokens[-1] for row in rows]
+            positions = [len(requests[row.request].prompt_tokens) + len(row.tokens) - 1 for row in rows]
+            token_R = torch.tensor(tokens + surplus, device=self._model.device)
+            position_R = torch.tensor(positions + surplus, device=self._model.device)
+            stream = cache.decode_step()
+            if decoder is not None:
+                return decoder.step(token_R, position_R, stream)
+            return hidden_states(self._model, token_R[:, None], position_R[:, None], stream)[:, 0]
 
     @torch.no_grad()
-    def _draw(self, requests: Sequence[Request], rows: Sequence[_Row], hidden_RD: Tensor) -> None:
-        """Append one token to each of `rows`; rows with equal settings are drawn together."""
+    def _draw(
+        self, requests: Sequence[Request], rows: Sequence[_Row], hidden_RD: Tensor, decoder: DecodeWeights | None
+    ) -> None:
+        """Append one token to each of `rows`; rows with equal settings are drawn together, `_HEAD_ROWS` at a time."""
+        head = self._head if decoder is None else decoder.logits
         with self._timed("draw"):
             by_settings: dict[Sampling, list[int]] = {}
             for position, row in enumerate(rows):
                 by_settings.setdefault(requests[row.request].sampling, []).append(position)
             for sampling, positions in by_settings.items():
-                chosen = [rows[position] for position in positions]
-                chosen_RD = hidden_RD if len(chosen) == len(rows) else hidden_RD[positions]
-                uniform_R = torch.tensor([row.uniform_T[len(row.tokens)] for row in chosen], dtype=torch.float64)
-                token_R, logprob_R = draw(self._head(chosen_RD), uniform_R.to(self._model.device), sampling)
-                for row, token, logprob in zip(chosen, token_R.tolist(), logprob_R.tolist(), strict=True):
-                    if not math.isfinite(logprob):
-                        raise _not_finite(requests[row.request], self._version)
-                    row.tokens.append(token)
-                    row.logprobs.append(logprob)
-                    row.versions.append(self._version)
+                for start in range(0, len(positions), _HEAD_ROWS):
+                    some = positions[start : start + _HEAD_ROWS]
+                    chosen = [rows[position] for position in some]
+                    uniform_R = torch.tensor([row.uniform_T[len(row.tokens)] for row in chosen], dtype=torch.float64)
+                    token_R, logprob_R = draw(head(hidden_RD[some]), uniform_R.to(self._model.device), sampling)
+                    for row, token, logprob in zip(chosen, token_R.tolist(), logprob_R.tolist(), strict=True):
+                        if not math.isfinite(logprob):
+                            raise _not_finite(requests[row.request], self._version)
+                        row.tokens.append(token)
+                        row.logprobs.append(logprob)
+                        row.versions.append(self._version)
 
     def _stop(self, request: Request, row: _Row) -> StopReason | None:
         sampling = request.sampling

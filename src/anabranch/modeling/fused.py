@@ -56,6 +56,11 @@ def join_weights(model: PreTrainedModel) -> None:
             lay_together([mlp.gate_proj.weight, mlp.up_proj.weight])
 
 
+def is_fused(model: PreTrainedModel) -> bool:
+    """Whether `fuse` has changed the model."""
+    return isinstance(model.get_input_embeddings(), _FusedEmbedding)
+
+
 def _change_class(module: nn.Module, fused: type[nn.Module]) -> None:
     plain = type(module)
     if not issubclass(plain, fused):

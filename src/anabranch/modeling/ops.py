@@ -35,7 +35,7 @@ def sums_of(weight: Tensor) -> Tensor | None:
     dtype first, in new memory, and add it then: three passes over every weight for each row of tokens, where this is
     one. Without such a place gradients go the usual way, through autograd.
     """
-    if weight.is_leaf and weight.grad is not None and weight.grad.dtype != weight.dtype:
+    if weight.is_leaf and weight.requires_grad and weight.grad is not None and weight.grad.dtype != weight.dtype:
         return weight.grad
     return None
 
@@ -93,7 +93,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=statistics_dtype(x.dtype))
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=statistics_dtype(x.dtype))
     return norm.pow_(2).div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
@@ -175,7 +175,8 @@ def joined(weights_OI: Sequence[Tensor]) -> Tensor:
     if first.untyped_storage().data_ptr() + first.untyped_storage().nbytes() < expected:
         return torch.cat([weight.detach() for weight in weights_OI])  # neighbours by chance, of other storages
     rows = sum(len(weight) for weight in weights_OI)
-    return torch.as_strided(first, (rows, *first.shape[1:]), first.stride())
+    whole: Tensor = torch.as_strided(first, (rows, *first.shape[1:]), first.stride())
+    return whole
 
 
 @torch.no_grad()
@@ -188,7 +189,8 @@ def lay_together(weights_OI: Sequence[torch.nn.Parameter]) -> None:
         start += len(weight)
 
 
-def _joined_bias(biases_O: Sequence[Tensor | None], weights_OI: Sequence[Tensor]) -> Tensor | None:
+def joined_biases(biases_O: Sequence[Tensor | None], weights_OI: Sequence[Tensor]) -> Tensor | None:
+    """Biases of `joined` weights, zeros where one is None; None if all are."""
     if all(bias is None for bias in biases_O):
         return None
     pairs = zip(biases_O, weights_OI, strict=True)
@@ -203,7 +205,7 @@ class _NormProject(torch.autograd.Function):
         ctx.eps, ctx.count = eps, count
         normed_TI = _normed(x_TI, norm_I, _inverse_rms(x_TI, eps))
         present = [weight for weight in weights if weight is not None]
-        return torch.nn.functional.linear(normed_TI, joined(present), _joined_bias(biases, present))
+        return torch.nn.functional.linear(normed_TI, joined(present), joined_biases(biases, present))
 
     @staticmethod
     @once_differentiable
@@ -235,14 +237,20 @@ def rotate(x: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
         cos_TD: [T, D].
         sin_TD: [T, D].
     """
+    if not torch.is_grad_enabled():
+        return _rotated(x, cos_TD, sin_TD, 1)  # while decoding, the detour through autograd takes longer than the work
     rotated: Tensor = _Rotate.apply(x, cos_TD, sin_TD)  # type: ignore[no-untyped-call]
     return rotated
 
 
 def _rotated(x: Tensor, cos_TD: Tensor, sin_TD: Tensor, sign: int) -> Tensor:
-    half = x.shape[-1] // 2
-    sin_T1D = torch.cat([sin_TD[:, :half].mul(-sign), sin_TD[:, half:].mul(sign)], -1)[:, None]
-    return torch.mul(x, cos_TD[:, None]).addcmul_(torch.roll(x, half, -1), sin_T1D)
+    first, second = x.chunk(2, -1)
+    rotated = torch.mul(x, cos_TD[:, None])
+    to_first, to_second = rotated.chunk(2, -1)
+    sin_first, sin_second = sin_TD[:, None].chunk(2, -1)
+    to_first.addcmul_(second, sin_first, value=-sign)
+    to_second.addcmul_(first, sin_second, value=sign)
+    return rotated
 
 
 class _Rotate(torch.autograd.Function):
