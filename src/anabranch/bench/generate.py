@@ -58,14 +58,15 @@ def generation(parts: Answerer, prompt_tokens: int) -> Callable[[int], Values]:
     def run(index: int) -> Values:
         requests = forced_requests(parts.asker, problems, rollout.per_problem, index)
         parts.engine.load_weights(index)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         answers = sample(parts.engine, requests)
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         phases = {f"time/{name}": phase for name, phase in parts.engine.times.items()}
         return {
             "tokens_per_second": sum(answer.num_answer_tokens for answer in answers) / seconds,
             "samples_per_second": len(answers) / seconds,
             "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
             **phases,
             "time/other": seconds - sum(phases.values()),
             "memory_peak_mb": peak_rss_mb(),

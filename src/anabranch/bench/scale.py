@@ -102,11 +102,11 @@ def _grow(
             with Alone("step", sized(recipe, *size), prompt_tokens) as large:
                 large.warm_up()
                 for number_of_run in range(repeats):
-                    values = {"base": small.run(), "grown": large.run()}
-                    report.add(_named(f"growth/{_label(size)}", values))
+                    turn = {"base": small.run(), "grown": large.run()}
+                    values = _named(f"growth/{_label(size)}", turn)
+                    report.parts["growth"] = growth([*report.runs, values], base, axes, doublings)
+                    report.add(values)
                     say(f"scale: {_label(size)} against {_label(base)}, run {number_of_run + 1}/{repeats}")
-            report.parts["growth"] = growth(report.runs, base, axes, doublings)
-            report.write()
 
 
 def growth(

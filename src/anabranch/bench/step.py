@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,16 @@ def step(recipe: Recipe, *, prompt_tokens: int, warmup: int, repeats: int, path:
 def steps(learner: Learner, prompt_tokens: int) -> Callable[[int], Values]:
     """A function that makes one step on the same prompts and says how long its phases took."""
     problems = word_problems(learner.asker, learner.recipe.rollout.prompts, prompt_tokens)
-    return lambda index: step_values(on_policy_step(learner, problems, index))
+
+    def run(index: int) -> Values:
+        start = time.process_time()
+        record = on_policy_step(learner, problems, index)
+        return step_values(record, time.process_time() - start)
+
+    return run
 
 
-def step_values(record: dict[str, Any]) -> Values:
+def step_values(record: dict[str, Any], cpu_seconds: float) -> Values:
     """What is worth reporting of a step's record: speed, phases, what no phase covers, memory."""
     seconds = record["time/step"]
     phases = {name: value for name, value in record.items() if name.startswith("time/") and name != "time/step"}
@@ -43,6 +50,7 @@ def step_values(record: dict[str, Any]) -> Values:
         "samples_per_second": record["generated_rollouts"] / seconds,
         "tokens_per_second": record["sampled_tokens"] / seconds,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         **phases,
         "time/other": seconds - sum(phases.values()),
         "memory_peak_mb": record["memory_peak_mb"],

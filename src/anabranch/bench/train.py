@@ -211,9 +211,9 @@ def _round(
     """Everything once, in turns: a side, its matrix products alone, the other side, its products."""
     values: dict[str, float] = {}
     for name, side in sides.items():
-        clock = Clock()
+        clock, cpu_start = Clock(), time.process_time()
         side.compute(clock)
-        seconds = clock.elapsed
+        seconds, cpu_seconds = clock.elapsed, time.process_time() - cpu_start
         side.forget()
         found = replays[name].run()
         products[name].append(found)
@@ -224,6 +224,7 @@ def _round(
             "tokens_per_second": side.trained_tokens / seconds,
             "computed_tokens_per_second": side.computed_tokens / seconds,
             "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
             **clock.times(),
             "products_seconds": alone,
             "products_share": alone / seconds,
