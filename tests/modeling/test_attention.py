@@ -34,6 +34,7 @@ from anabranch.modeling.attention import (
     merge,
 )
 from anabranch.modeling.forward import run_row
+from anabranch.modeling.fused import fuse
 from anabranch.modeling.tiny import tiny_gpt_neox, tiny_llama, tiny_qwen3
 from anabranch.records import Segment, StreamGraph
 from anabranch.structure.layout import Layout, allowed, concatenate, lay_out
@@ -53,7 +54,22 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=[tiny_llama, tiny_qwen3, tiny_gpt_neox], ids=lambda make: make.__name__)
+def fused(make):
+    """The same model with fused layers, as a run loads it."""
+
+    def made():
+        model = make()
+        assert fuse(model)
+        return model
+
+    made.__name__ = make.__name__.replace("tiny", "fused")
+    return made
+
+
+MODELS = [tiny_llama, tiny_qwen3, tiny_gpt_neox, fused(tiny_llama), fused(tiny_qwen3)]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda make: make.__name__)
 def model(request):
     made = request.param()
     made.set_attn_implementation(NAME)

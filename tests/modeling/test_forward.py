@@ -30,6 +30,7 @@ from transformers import (
 from anabranch.errors import ModelError
 from anabranch.modeling.attention import NAME
 from anabranch.modeling.forward import LENGTH_BUCKET, check_stream, round_up, row_logprobs, run_row
+from anabranch.modeling.fused import fuse
 from anabranch.modeling.tiny import tiny_gpt_neox, tiny_llama, tiny_qwen3
 from anabranch.records import Segment, StreamGraph
 from anabranch.structure.layout import NOTHING, Layout, concatenate, lay_out, targets
@@ -43,7 +44,22 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=[tiny_llama, tiny_qwen3, tiny_gpt_neox], ids=lambda make: make.__name__)
+def fused(make):
+    """The same model with fused layers, as a run loads it."""
+
+    def made():
+        model = make()
+        assert fuse(model)
+        return model
+
+    made.__name__ = make.__name__.replace("tiny", "fused")
+    return made
+
+
+MODELS = [tiny_llama, tiny_qwen3, tiny_gpt_neox, fused(tiny_llama), fused(tiny_qwen3)]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda make: make.__name__)
 def model(request):
     return streaming(request.param())
 
@@ -181,7 +197,7 @@ def mistral(window: int | None):
 
 @pytest.mark.parametrize(
     "make",
-    [tiny_llama, tiny_qwen3, tiny_gpt_neox, gpt2, mixtral, lambda: mistral(None)],
+    [*MODELS, gpt2, mixtral, lambda: mistral(None)],
     ids=lambda make: make.__name__,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -95,6 +95,24 @@ def test_micro_batches_add_up_in_float32():
         assert torch.equal(parameter.grad, parts[0][name] + parts[1][name] + parts[2][name])
 
 
+def test_gradients_may_start_from_zeros_in_float32():
+    model = tiny_llama(dtype=torch.bfloat16, tied=True)
+    model.model.norm.weight.requires_grad_(False)
+    optimizer = MasterOptimizer(model, Optim())
+    backward(model, 0)
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    optimizer.zero_gradients()
+    for parameter in optimizer.compute.values():
+        assert parameter.grad.dtype == torch.float32
+        assert not parameter.grad.any()
+    backward(model, 0)
+    for name, parameter in model.named_parameters():
+        if name == "model.norm.weight":
+            assert parameter.grad is None
+        else:
+            assert torch.equal(parameter.grad, expected[name])
+
+
 def test_tied_weights_count_once():
     model = tiny_llama(tied=True, hidden=32)
     optimizer = MasterOptimizer(model, Optim())

@@ -11,6 +11,7 @@ from anabranch.batching.credit import assign_credit
 from anabranch.batching.pack import flat_offsets, pack, packed_tokens
 from anabranch.errors import TrainingError
 from anabranch.modeling.attention import NAME
+from anabranch.modeling.fused import fuse
 from anabranch.modeling.tiny import tiny_gpt_neox, tiny_llama, tiny_qwen3
 from anabranch.recipe.tree import Algorithm, Optim
 from anabranch.records import Segment, StreamGraph
@@ -35,7 +36,22 @@ def streaming(made):
     return made
 
 
-@pytest.fixture(params=[tiny_llama, tiny_qwen3, tiny_gpt_neox], ids=lambda make: make.__name__)
+def fused(make):
+    """The same model with fused layers, as a run loads it."""
+
+    def made():
+        model = make()
+        assert fuse(model)
+        return model
+
+    made.__name__ = make.__name__.replace("tiny", "fused")
+    return made
+
+
+MODELS = [tiny_llama, tiny_qwen3, tiny_gpt_neox, fused(tiny_llama), fused(tiny_qwen3)]
+
+
+@pytest.fixture(params=MODELS, ids=lambda make: make.__name__)
 def model(request):
     return streaming(request.param())
 
@@ -287,6 +303,26 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(batch):
         update(model, optimizer, batch.rows(), batch.objective, batch.num_slots, lr=1.0, temperature=1.0)
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name])
+
+
+@pytest.mark.parametrize("make", [tiny_llama, fused(tiny_llama)], ids=lambda make: make.__name__)
+def test_gradients_of_several_rows_add_up_in_float32_in_one_place(batch, make):
+    """What `update` does before it steps: zeros in float32, into which every row's gradients are added."""
+    rows = batch.rows(40)
+    model = streaming(make().to(torch.bfloat16))
+    optimizer = MasterOptimizer(model, Optim())
+    parts = [gradients(model, batch, [row]) for row in rows]
+    optimizer.zero_gradients()
+    places = {name: parameter.grad for name, parameter in model.named_parameters()}
+    found = gradients(model, batch, rows)
+    for name, place in places.items():
+        assert found[name] is place
+        assert place.dtype == torch.float32
+        expected = sum(part[name] for part in parts)
+        if name == "model.embed_tokens.weight":  # added up token by token, where autograd rounds each row's to bfloat16
+            torch.testing.assert_close(place, expected, rtol=0.01, atol=1e-3)
+        else:
+            torch.testing.assert_close(place, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_no_row_is_an_error_and_not_a_step(batch):
