@@ -7,7 +7,15 @@ import torch
 
 from anabranch.errors import RecipeError
 from anabranch.modeling import devices
-from anabranch.modeling.devices import choose_device, choose_dtype, full_determinism, measure_rates, set_threads
+from anabranch.modeling.devices import (
+    choose_device,
+    choose_dtype,
+    choose_threads,
+    fastest,
+    full_determinism,
+    measure_rates,
+    set_threads,
+)
 
 CPU = torch.device("cpu")
 
@@ -56,6 +64,25 @@ def test_zero_threads_leaves_the_choice_to_torch_and_others_are_set():
         torch.set_num_threads(before)
     with pytest.raises(RecipeError, match=r"model\.threads"):
         set_threads(-1)
+
+
+def test_fewer_threads_must_be_a_tenth_faster():
+    assert fastest({4: 1.0, 2: 0.95, 1: 2.0}) == 4
+    assert fastest({4: 1.0, 2: 0.85, 1: 0.80}) == 1
+    assert fastest({2: 1.0, 1: 0.91}) == 2
+
+
+def test_threads_are_measured_where_none_are_asked_for():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert choose_threads(0) in (1, 2)
+        assert torch.get_num_threads() in (1, 2)
+        assert choose_threads(3) == torch.get_num_threads() == 3
+        torch.set_num_threads(1)
+        assert choose_threads(0) == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_full_determinism_does_not_make_fresh_memory_cost_time():

@@ -74,7 +74,7 @@ def bench_recipe(
     Args:
         model: built-in name, folder or Hugging Face id.
         dtype: auto, bfloat16 or float32.
-        threads: CPU threads; 0: torch's own choice.
+        threads: CPU threads; 0: measured, see `model.threads`.
         prompts: problems a step.
         answers: answers a problem.
         tokens: new tokens an answer, exactly.

@@ -22,7 +22,7 @@ Overrides = Annotated[
 ]
 Model = Annotated[str, typer.Option(help="Built-in name, folder, or Hugging Face id.")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: measured, see model.threads.")]
 Prompts = Annotated[int, typer.Option(min=1, help="Prompts.")]
 Answers = Annotated[int, typer.Option(min=1, help="Answers to each prompt.")]
 Tokens = Annotated[int, typer.Option(min=1, help="New tokens of every answer, exactly.")]

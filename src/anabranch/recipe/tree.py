@@ -68,7 +68,8 @@ class Model(Part):
     device: str = "auto"
     """auto: `cuda` where there is one, otherwise `cpu`."""
     threads: StrictInt = Field(0, ge=0, le=4096)
-    """CPU threads for tensor work; 0: torch's own choice. Fixed at the first start and kept on resume."""
+    """CPU threads for tensor work; 0: the fastest of torch's own choice, half, a quarter of it and 1, measured for a
+    moment. Fixed at the first start and kept on resume."""
 
 
 # ---------------------------------------------------------------------------------------------------------- data
