@@ -179,6 +179,9 @@ class DecodeNeighbourhood:
         self._prompt_keys, self._prompt_values = prompt_keys, prompt_values
         self._bias = bias_RN[:, None, None]
         self._gather_KN, self._scatter_R = gather_KN, scatter_R
+        R = len(own_length_R)
+        # Rows that stand prompt by prompt already, as when all answers start together, need not be moved.
+        self._in_order = gather_KN.numel() == R and torch.equal(scatter_R, torch.arange(R, device=scatter_R.device))
         self._row_R = torch.arange(len(own_length_R), device=own_length_R.device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -205,9 +208,11 @@ class DecodeNeighbourhood:
         """What belongs to the rows of a prompt below each other: [K, H, N * G, X]."""
         _, H, G, X = value_RHGX.shape
         K, N = self._gather_KN.shape
-        return value_RHGX[self._gather_KN].transpose(1, 2).reshape(K, H, N * G, X)
+        value_KNHGX = value_RHGX.view(K, N, H, G, X) if self._in_order else value_RHGX[self._gather_KN]
+        return value_KNHGX.transpose(1, 2).reshape(K, H, N * G, X)
 
     def _to_rows(self, value_KHMX: Tensor, G: int) -> Tensor:
         """The way back: [R, H, G, X]."""
         K, H, M, X = value_KHMX.shape
-        return value_KHMX.view(K, H, M // G, G, X).transpose(1, 2).reshape(-1, H, G, X)[self._scatter_R]
+        value_RHGX = value_KHMX.view(K, H, M // G, G, X).transpose(1, 2).reshape(-1, H, G, X)
+        return value_RHGX if self._in_order else value_RHGX[self._scatter_R]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -339,6 +340,22 @@ class AttentionBlock:
     bias_QN: Tensor
     """0 where a query sees a key, -inf elsewhere, [Q, N], in the dtype of the keys."""
 
+    @cached_property
+    def runs(self) -> list[tuple[slice, slice]]:
+        """Keys that some query sees, in runs that are consecutive in the row: (where in the row, where in the block)."""
+        seen = torch.nonzero((self.bias_QN == 0).any(0))[:, 0]
+        ends = torch.nonzero((self.key_N[seen].diff() != 1) | (seen.diff() != 1))[:, 0] + 1
+        runs = []
+        for run in torch.tensor_split(seen, ends.cpu()):
+            first, key = int(run[0]), int(self.key_N[run[0]])
+            runs.append((slice(key, key + len(run)), slice(first, first + len(run))))
+        return runs
+
+    def scatter_add(self, sums_HTD: Tensor, part_HND: Tensor, scale: float = 1.0) -> None:
+        """Add what belongs to the block's keys to where they stand in the row, run by run."""
+        for row, block in self.runs:
+            sums_HTD[:, row].add_(part_HND[:, block], alpha=scale)
+
 
 def attend_in_blocks(
     query_CTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, blocks: Sequence[AttentionBlock], scale: float
@@ -407,10 +424,9 @@ class _AttendInBlocks(torch.autograd.Function):
             key, value = key_HTD.index_select(1, block.key_N), value_HTD.index_select(1, block.key_N)
             weight = _weights(block, query, key, ctx.scale)
             grad = grad_TCD[rows].transpose(0, 1).reshape(H, -1, D)
-            grad_value_HTD.index_add_(1, block.key_N, torch.bmm(weight.transpose(1, 2), grad).to(stats))
+            block.scatter_add(grad_value_HTD, torch.bmm(weight.transpose(1, 2), grad))
             grad_weight = torch.bmm(grad, value.transpose(1, 2))
             grad_score = torch._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
             grad_query_CTD[:, rows] = torch.bmm(grad_score, key).mul_(ctx.scale).view(C, -1, D)
-            grad_key = torch.bmm(grad_score.transpose(1, 2), query).to(stats)
-            grad_key_HTD.index_add_(1, block.key_N, grad_key, alpha=ctx.scale)
+            block.scatter_add(grad_key_HTD, torch.bmm(grad_score.transpose(1, 2), query), ctx.scale)
         return grad_query_CTD, grad_key_HTD.to(key_HTD.dtype), grad_value_HTD.to(value_HTD.dtype), None, None
