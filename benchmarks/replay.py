@@ -81,14 +81,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def best_of_search(path: Path) -> dict[str, Any] | None:
-    """TRL's settings of the last `benchmarks.step` on this machine; None before the first."""
+    """TRL's settings of the last `benchmarks.step`, with `env`; None before the first."""
     if not path.exists():
         return None
-    settings = json.loads(path.read_text(encoding="utf-8"))["sides"]["trl"]["settings"]
+    side = json.loads(path.read_text(encoding="utf-8"))["sides"]["trl"]
     known = ("dtype", "autocast", "attention", "micro_batch", "cache", "continuous", "compile")
-    found = {name: settings[name] for name in known if name in settings}
-    print(f"TRL's settings are those of {path.name}: {found}")
-    return found
+    found = {name: side["settings"][name] for name in known if name in side["settings"]}
+    print(f"TRL's settings are those of {path.name}: {found} {side['env']}")
+    return {**found, "env": {name: value for name, value in side["env"].items() if name != "OMP_NUM_THREADS"}}
 
 
 def in_process(side: Side, arguments: Mapping[str, Any], log: Path) -> dict[str, Any]:

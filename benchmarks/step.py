@@ -6,6 +6,10 @@ Both sides answer the same prompts with the same forced number of tokens, draw a
 and take one AdamW step on the same loss: GRPO without a KL term. `--tune` looks for the settings that make TRL fastest
 on this machine, and for our dtype; without it, what `--trl` says or `TRL_SETTINGS` is played. Everything tried is in
 the JSON file.
+
+TRL may well be fastest with weights in bfloat16. They have no float32 copy, so that at a learning rate of 1e-6 most
+updates round to nothing: such a trainer is fast, and learns little. Ours keeps float32 weights beside the bfloat16 ones
+in every dtype, in time and in memory.
 """
 
 from __future__ import annotations
@@ -107,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.split("\n\n")[0])
     found.add_argument("--rounds", type=int, default=5, help="rounds of each side that count")
     found.add_argument("--warmups", type=int, default=1, help="rounds of each side before those")
-    found.add_argument("--tune", action="store_true", help="search the settings first (half an hour)")
+    found.add_argument("--tune", action="store_true", help="search the settings first (about 45 minutes on two cores)")
     found.add_argument("--out", type=Path, default=RESULTS / "step.json", help="the JSON file")
     add_common(found)
     return found
@@ -120,7 +124,7 @@ def add_common(found: argparse.ArgumentParser) -> None:
     found.add_argument("--tokens", type=int, default=64, help="new tokens an answer")
     found.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both sides")
     found.add_argument("--dtype", default="auto", help="of ours: auto, bfloat16 or float32")
-    found.add_argument("--trl", type=json.loads, help='TRL\'s settings as JSON, such as \'{"dtype": "float32"}\'')
+    found.add_argument("--trl", type=json.loads, help="TRL's settings as JSON, with `env` for its environment")
     found.add_argument("--peer", default=".peers/trl/bin/python", help="Python of the environment with TRL")
 
 
@@ -133,10 +137,11 @@ def our_side(size: Size, asked: argparse.Namespace) -> Side:
 def trl_side(size: Size, asked: argparse.Namespace) -> Side:
     from anabranch.modeling.load import resolve  # converts the model if this is the first time
 
-    given = TRL_SETTINGS if asked.trl is None else asked.trl
+    given = dict(TRL_SETTINGS if asked.trl is None else asked.trl)
+    env = {**threads(asked.threads), **given.pop("env", {})}
     settings = {"model": from_home(Path(resolve(MODEL))), "threads": asked.threads, **size.as_dict(), **given}
     settings["micro_batch"] = min(settings.get("micro_batch", 16), size.samples)
-    return Side("trl", [asked.peer, "-m", "benchmarks.peers.trl_step"], settings, threads(asked.threads))
+    return Side("trl", [asked.peer, "-m", "benchmarks.peers.trl_step"], settings, env)
 
 
 def changed(side: Side, **settings: Any) -> Side:

@@ -265,7 +265,7 @@ def main() -> None:
             serve(held.prepare)
             code = 0
         except BaseException:  # noqa: BLE001  (boundary: a thread's error would not end the process)
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         finally:
             sys.stderr.flush()
             os._exit(code)

@@ -1,5 +1,6 @@
 """What the comparison of two gradients promises, on gradients made by hand."""
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.gradients import compare, compare_files
-from benchmarks.replay import table
+from benchmarks.replay import best_of_search, table
 
 THEIRS = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[0.0, 4.0]])}  # norm 5
 
@@ -84,3 +85,15 @@ def test_the_table_names_the_pair_its_error_and_its_worst_parameter():
     ours = {"a": torch.tensor([3.0, 0.3]), "b": torch.tensor([[0.4, 4.0]])}
     text = table({"float32": compare(ours, THEIRS)})
     assert text == "  float32: relative error 0.1, cosine 0.99503719, worst 0.1 (a)"
+
+
+def test_the_replay_takes_over_what_the_search_found_but_not_sizes_and_threads(tmp_path):
+    settings = {"model": "m", "prompts": 8, "threads": 2, "dtype": "bfloat16", "micro_batch": 32}
+    side = {"settings": settings, "env": {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "1000"}}
+    (tmp_path / "step.json").write_text(json.dumps({"sides": {"trl": side}}))
+    found = best_of_search(tmp_path / "step.json")
+    assert found == {"dtype": "bfloat16", "micro_batch": 32, "env": {"GOMP_SPINCOUNT": "1000"}}
+
+
+def test_without_a_search_the_replay_has_no_settings_of_its_own(tmp_path):
+    assert best_of_search(tmp_path / "step.json") is None
