@@ -1,0 +1,79 @@
+"""The sides of the generation and start-up duels do the forced work, on a tiny model."""
+
+import string
+import sys
+
+import pytest
+import torch
+
+from anabranch.modeling.load import needs_conversion
+from anabranch.modeling.tiny import character_tokenizer, tiny_llama
+from benchmarks import launcher, ours_generate
+from benchmarks.duel import ROOT
+from benchmarks.generation import ours, prompt_tokens
+from benchmarks.peers import transformers_generate
+
+PROMPT = [1, 9, 20, 12, 30]
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was():
+    """Loading as a run does sets torch's threads and asks for deterministic algorithms."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = character_tokenizer(string.ascii_letters + string.digits + " .:'")
+    tiny_llama(vocab_size=len(tokenizer), positions=256).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["ours", "transformers"])
+def test_a_side_samples_every_answer_to_its_full_length_and_other_ones_each_round(kind, folder):
+    if kind == "ours":
+        run = ours_generate.prepare({"model": folder, "dtype": "float32", "max_rows": 16})
+    else:
+        run = transformers_generate.prepare({"model": folder, "dtype": "float32", "attention": "sdpa"})
+    rounds = [run({"prompt": PROMPT, "answers": 40, "tokens": 12, "round": number}) for number in (-1, 0, 0)]
+    # 480 draws from about 70 tokens: an end token that stopped an answer would be seen
+    assert [result["work"] for result in rounds] == [480, 480, 480]
+    assert all(result["distinct"] > 30 for result in rounds)
+    if kind == "ours":
+        assert rounds[0]["mean_logprob"] != rounds[1]["mean_logprob"] == rounds[2]["mean_logprob"]
+
+
+def test_a_launch_is_timed_to_the_first_line():
+    slow = "import time; print('first', flush=True); time.sleep(0.3); print('last')"
+    result = launcher.prepare({"command": [sys.executable, "-c", slow]})({})
+    assert result["line"] == "first"
+    assert result["until_end"] - result["seconds"] > 0.25
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        launcher.prepare({"command": [sys.executable, "-c", "raise SystemExit(3)"]})({})
+
+
+def test_a_fresh_process_of_ours_writes_the_first_token(folder, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = [sys.executable, "-m", "benchmarks.ours_first_token", folder, *map(str, PROMPT)]
+    token, dtype = launcher.prepare({"command": command})({})["line"].split()
+    assert 0 <= int(token) < 80
+    assert dtype in ("float32", "bfloat16")
+
+
+def test_candidates_never_exceed_the_answers():
+    (_, rows) = ours("model", 100, 2).axes
+    assert [change.settings["max_rows"] for change in rows] == [64]
+    (_, rows) = ours("model", 512, 2).axes
+    assert [change.settings["max_rows"] for change in rows] == [64, 256, 512]
+
+
+def test_the_prompt_has_the_length_that_its_text_says():
+    model = "smollm2-135m-instruct"
+    if needs_conversion(model):
+        pytest.skip("the built-in model is not in the cache")
+    assert len(prompt_tokens(model)) == 80
