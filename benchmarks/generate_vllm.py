@@ -13,8 +13,8 @@ from benchmarks.tune import Change
 
 GOALS = {64: 2.5, 512: 4.0}
 
-CACHE_GIB = 4
-"""For keys and values; 512 answers of 64 tokens take less than 3 GiB in float32."""
+ANSWERS_PER_GIB = 128
+"""Of the cache for keys and values, which vLLM takes at once: enough in bfloat16 with any block size tried here."""
 
 
 def peer(model: str, answers: int, longest: int, threads: int, *, logprobs: bool) -> Peer:
@@ -42,7 +42,7 @@ def peer(model: str, answers: int, longest: int, threads: int, *, logprobs: bool
         {
             "OMP_NUM_THREADS": str(threads),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_CPU_KVCACHE_SPACE": str(CACHE_GIB),
+            "VLLM_CPU_KVCACHE_SPACE": str(-(-answers // ANSWERS_PER_GIB)),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
