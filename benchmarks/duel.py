@@ -61,6 +61,8 @@ class Side:
 class Worker:
     """A side's process, from start to end. A context manager: leaving it ends the process and all that it started.
 
+    Inside the context SIGTERM ends this process as Ctrl-C does, leaving the context; it must be of the main thread.
+
     Args:
         side: what to start.
         log: where its standard error goes.
@@ -88,9 +90,11 @@ class Worker:
             )
 
     def __enter__(self) -> Self:
+        self._handler = signal.signal(signal.SIGTERM, _leave)
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._handler)
         end = time.monotonic() + _LAST_WAIT
         while self._members() and time.monotonic() < end:
             self._signal(signal.SIGKILL)
@@ -316,6 +320,10 @@ def _result_text(report: Mapping[str, Any]) -> str:
     if not found["quiet"]:
         lines.append(f"  warning: others kept {found['other_cores']:.2f} cores busy; measure again on a quiet machine")
     return "\n".join(lines)
+
+
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _ending(code: int | None) -> str:

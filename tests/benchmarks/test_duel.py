@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -163,6 +164,38 @@ def test_a_stopped_side_uses_no_time_and_its_children_stop_too(side, tmp_path):
             time.sleep(0.05)
         assert machine.cpu_seconds([child]) > before
     assert child not in machine.session_members(worker._process.pid)
+
+
+def test_a_duel_that_is_told_to_end_takes_the_children_of_its_workers_along(side, tmp_path):
+    lone = side(
+        "lone",
+        """
+        import subprocess
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        return lambda args: {"work": 1, "child": child.pid}
+        """,
+    )
+    starter = tmp_path / "starter.py"
+    starter.write_text(
+        textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from benchmarks.duel import Side, Worker
+        lone = Side("lone", {list(lone.command)!r}, {{}}, {dict(lone.env)!r})
+        with Worker(lone, Path({str(tmp_path / "log")!r})) as worker:
+            worker.ready()
+            print(worker.run({{}})["child"], flush=True)
+            worker.stop()
+            time.sleep(60)
+        """)
+    )
+    env = {**os.environ, **lone.env}
+    with subprocess.Popen([sys.executable, str(starter)], env=env, stdout=subprocess.PIPE, text=True) as duel_process:
+        child = int(duel_process.stdout.readline())
+        duel_process.terminate()
+        assert duel_process.wait(timeout=60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        _wait_until_gone(child)
 
 
 def _wait_until_gone(process: int) -> None:
