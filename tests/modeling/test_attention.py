@@ -241,10 +241,10 @@ def test_a_cpu_takes_blocks_and_every_other_device_the_dense_mask():
     def largest(device: str) -> int:
         stream = RowNeighbourhood(lay_out(many), padded_to=640, dtype=torch.float32, device=torch.device(device))
         tensors = [value for value in vars(stream).values() if isinstance(value, Tensor)]
-        return max([tensor.numel() for tensor in tensors + [block.bias_QN for block in stream._blocks or []]])
+        return max([tensor.numel() for tensor in tensors + [batch.bias_BQN[0] for batch in stream._batches or []]])
 
     many = StreamGraph((Segment([1] * 100), *[Segment([2] * 10, (0,))] * 50))
-    assert largest("cpu") == 120 * 224  # 12 answers over the prompt and themselves, see test_blocks
+    assert largest("cpu") == 60 * 160  # 6 answers over the prompt and themselves
     assert largest("meta") == 640 * 640
 
 

@@ -16,8 +16,9 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
 from anabranch.modeling import ops
+from anabranch.modeling.attention import attention_batch
 from anabranch.modeling.ops import (
-    AttentionBlock,
+    AttentionBatch,
     add_gated,
     add_projected,
     attend_in_blocks,
@@ -32,7 +33,7 @@ from anabranch.modeling.ops import (
     sums_of,
 )
 from anabranch.records import Segment, StreamGraph
-from anabranch.structure.blocks import query_blocks
+from anabranch.structure.blocks import batches, query_blocks
 from anabranch.structure.layout import Layout, allowed, lay_out
 
 EPS = 1e-5
@@ -66,16 +67,10 @@ def row() -> Layout:
     return lay_out(StreamGraph(tuple(Segment([7] * size, parents) for size, parents in parts)))
 
 
-def blocks(layout: Layout, padded_to: int, dtype: torch.dtype, size: int = 4) -> list[AttentionBlock]:
-    return [
-        AttentionBlock(
-            block.start,
-            block.stop,
-            torch.from_numpy(block.key_N),
-            torch.zeros(block.mask_QN.shape, dtype=dtype).masked_fill_(~torch.from_numpy(block.mask_QN), -torch.inf),
-        )
-        for block in query_blocks(layout, padded_to, size=size, key_bucket=4)
-    ]
+def blocks(layout: Layout, padded_to: int, dtype: torch.dtype, size: int = 4) -> list[AttentionBatch]:
+    """Batches of up to three blocks."""
+    cut = query_blocks(layout, padded_to, size=size, key_bucket=4)
+    return [attention_batch(some, dtype, torch.device("cpu")) for some in batches(cut, 3 * size * 12)]
 
 
 # ------------------------------------------------------------------------------------- what holds for every operation
@@ -124,7 +119,7 @@ def attention(heads: int) -> Case:
     def compute(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attend_in_blocks(query, key, value, at_hand[key.dtype], 0.4)
 
-    return Case(compute, {"query": (heads, 13, 2), "key": (2, 13, 2), "value": (2, 13, 2)})
+    return Case(compute, {"query": (13, heads, 2), "key": (13, 2, 2), "value": (13, 2, 2)})
 
 
 def turn(x: Tensor) -> Tensor:
@@ -339,7 +334,8 @@ def test_attention_in_blocks_is_that_over_the_dense_mask(heads, size):
     expected = nn.functional.scaled_dot_product_attention(
         query[None], key[None], value[None], attn_mask=mask_TT, scale=0.4, enable_gqa=True
     )
-    ours = attend_in_blocks(query, key, value, blocks(row(), 14, torch.float64, size), 0.4)
+    by_token = (part.transpose(0, 1) for part in (query, key, value))
+    ours = attend_in_blocks(*by_token, blocks(row(), 14, torch.float64, size), 0.4)
     torch.testing.assert_close(ours, expected[0].transpose(0, 1), rtol=1e-12, atol=1e-12)
 
 

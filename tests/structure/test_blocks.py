@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from anabranch.errors import ShapeError
 from anabranch.records import Segment, StreamGraph
-from anabranch.structure.blocks import QueryBlock, query_blocks
+from anabranch.structure.blocks import QueryBlock, batches, query_blocks
 from anabranch.structure.layout import Layout, allowed, concatenate, lay_out
 
 
@@ -151,3 +151,17 @@ def test_a_join_sees_the_keys_of_all_its_paths_and_of_nothing_that_branched_off(
 def test_padding_to_less_than_the_row_is_refused():
     with pytest.raises(ShapeError, match=r"padded_to: found 3, but the row has 4 tokens\n  fix: padded_to=4 or more"):
         query_blocks(row_of((4, ())), 3, size=2, key_bucket=1)
+
+
+def test_batches_hold_blocks_of_equally_many_keys_and_no_more_pairs_than_asked_for():
+    layout = lay_out(StreamGraph((Segment([1] * 100), *[Segment([2] * 10, (0,))] * 50)))
+    blocks = query_blocks(layout, 600, size=64, key_bucket=32)
+    made = batches(blocks, 3 * 64 * 160)
+    assert sorted(block.start for some in made for block in some) == [block.start for block in blocks]
+    for some in made:
+        assert len({len(block.key_N) for block in some}) == 1
+        assert len(some) * some[0].mask_QN.size <= 3 * 64 * 160
+        assert [len(block.mask_QN) for block in some] == sorted((len(block.mask_QN) for block in some), reverse=True)
+    # 100 prompt tokens are 64 + 36 (+ 24 of the first answers) keys 64, 128; then blocks of 6 answers and the prompt: 160
+    assert max(len(some) for some in made) == 3
+    assert [len(some) for some in batches(blocks, 1)] == [1] * len(blocks)  # one at least

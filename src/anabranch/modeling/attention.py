@@ -9,16 +9,18 @@ Letters: B batch rows, T tokens of a row, H key-value heads, G query heads a key
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from anabranch.errors import ModelError, explain
-from anabranch.modeling.ops import AttentionBlock, attend_in_blocks
+from anabranch.modeling.ops import AttentionBatch, attend_in_blocks, statistics_dtype
 from anabranch.records import Bool
-from anabranch.structure.blocks import query_blocks
+from anabranch.structure.blocks import QueryBlock, batches, query_blocks
 from anabranch.structure.layout import Layout, allowed
 
 NAME = "anabranch_stream"
@@ -113,9 +115,12 @@ def hidden_states(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tenso
     return hidden_BTD
 
 
-QUERY_BLOCK = 128
+QUERY_BLOCK = 64
 KEY_BUCKET = 32
 """Blocks of a row on a CPU: most queries of a block, and what numbers of keys are rounded up to."""
+
+BATCH_PAIRS = 1 << 16
+"""Most (query, key) pairs of blocks that are computed together: their attention weights should stay in cache."""
 
 
 class RowNeighbourhood:
@@ -134,28 +139,37 @@ class RowNeighbourhood:
         device: torch.device,
         in_blocks: bool | None = None,
     ) -> None:
-        self._blocks: list[AttentionBlock] | None = None
+        self._batches: list[AttentionBatch] | None = None
         if device.type == "cpu" if in_blocks is None else in_blocks:
             blocks = query_blocks(layout, padded_to, size=QUERY_BLOCK, key_bucket=KEY_BUCKET)
-            self._blocks = [
-                AttentionBlock(
-                    block.start,
-                    block.stop,
-                    torch.from_numpy(block.key_N).to(device),
-                    _bias(block.mask_QN, dtype, device),
-                )
-                for block in blocks
-            ]
+            self._batches = [attention_batch(some, dtype, device) for some in batches(blocks, BATCH_PAIRS)]
         else:
             self._bias_TT = _bias(allowed(layout, padded_to), dtype, device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See `Neighbourhood.attend`; B must be 1."""
-        if self._blocks is not None:
-            return attend_in_blocks(query[0], key[0], value[0], self._blocks, scale).transpose(0, 1)[None]
+        if self._batches is not None:
+            query_TCD, key_THD, value_THD = (part[0].transpose(0, 1) for part in (query, key, value))
+            return attend_in_blocks(query_TCD, key_THD, value_THD, self._batches, scale).transpose(0, 1)[None]
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=self._bias_TT, scale=scale, enable_gqa=key.shape[1] != query.shape[1]
         )
+
+
+def attention_batch(blocks: Sequence[QueryBlock], dtype: torch.dtype, device: torch.device) -> AttentionBatch:
+    """Blocks with equally many keys, ready to be computed together in `dtype` on `device`."""
+    Q = max(block.stop - block.start for block in blocks)
+    mask_BQN = np.ones((len(blocks), Q, len(blocks[0].key_N)), dtype=np.bool_)  # surplus queries see everything
+    for mask_QN, block in zip(mask_BQN, blocks, strict=True):
+        mask_QN[: block.stop - block.start] = block.mask_QN
+    queries = [np.arange(block.start, block.stop) for block in blocks]
+    places = [np.arange(len(query)) + index * Q for index, query in enumerate(queries)]
+    return AttentionBatch(
+        query_M=torch.from_numpy(np.concatenate(queries)).to(device),
+        place_M=torch.from_numpy(np.concatenate(places)).to(device),
+        key_BN=torch.from_numpy(np.stack([block.key_N for block in blocks])).to(device),
+        bias_BQN=_bias(mask_BQN, statistics_dtype(dtype), device),
+    )
 
 
 def _bias(mask: Bool, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -122,8 +122,8 @@ def choose_threads(setting: int) -> int:
     """Settle `model.threads` and return the number in force.
 
     0 tries torch's own choice, a half of it, a quarter and 1, in turns, on what a decode step does: products over 64
-    rows and small operations between them. More threads win unless fewer are a tenth faster: on a machine that is busy with
-    something else, threads that wait for each other at every small operation cost a factor of 3 and more.
+    rows and small operations between them. More threads win unless fewer are a tenth faster: on a machine that is busy
+    with something else, threads that wait for each other at every small operation cost a factor of 3 and more.
 
     Raises:
         RecipeError: a negative number.

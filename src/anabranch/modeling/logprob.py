@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from anabranch.errors import ModelError, ShapeError, explain
-from anabranch.modeling.ops import statistics_dtype, sums_of
+from anabranch.modeling.ops import add_up, statistics_dtype, sums_of
 
 CHUNK_VALUES = 1 << 23
 """Logits that exist at once, in the compute dtype. Measured on two cores with 2048 rows and a vocabulary of 49k: the
@@ -278,7 +278,7 @@ class _ChosenLogprobs(torch.autograd.Function):
             if grad_weight_VD is not None:
                 torch.mm(grad_RC.T, hidden_RD, out=grad_weight_VD[words])
             elif needs_weight and sums_VD is not None:
-                sums_VD[words] += grad_RC.T @ hidden_RD
+                add_up(sums_VD[words], grad_RC.T @ hidden_RD)
         if grad_hidden_RD is not None:
             grad_hidden_RD = grad_hidden_RD.to(hidden_RD.dtype)
         return grad_hidden_RD, grad_weight_VD, grad_bias_V, None, None, None, None, None

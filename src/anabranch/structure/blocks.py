@@ -8,7 +8,7 @@ Letters: T tokens of a row, Q queries of a block, N its keys, S segments of a ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,22 @@ def query_blocks(layout: Layout, padded_to: int, *, size: int, key_bucket: int) 
         stop = min(start + size, padded_to)
         blocks.append(_block(start, stop, np.arange(start, stop), np.eye(stop - start, dtype=np.bool_), key_bucket))
     return blocks
+
+
+def batches(blocks: Sequence[QueryBlock], pairs: int) -> list[list[QueryBlock]]:
+    """Blocks with equally many keys, put together in batches of at most `pairs` (query, key) pairs, one block at least.
+
+    Within a batch blocks are ordered by their number of queries, so that few are filled up to the largest.
+    """
+    found: list[list[QueryBlock]] = []
+    size = 0
+    for block in sorted(blocks, key=lambda block: (len(block.key_N), block.start - block.stop, block.start)):
+        if found and len(found[-1][0].key_N) == len(block.key_N) and (len(found[-1]) + 1) * size <= pairs:
+            found[-1].append(block)
+        else:
+            found.append([block])
+            size = block.mask_QN.size
+    return found
 
 
 def _cuts(bounds: Int64, length: int, size: int) -> Iterator[tuple[int, int]]:
