@@ -1,7 +1,7 @@
 """The step's duel once more, TRL's environment variables left as they come: `python -m benchmarks.step_default_memory`.
 
-The search of `benchmarks.step` may find that TRL is faster if the C library never gives memory back, which needs more of
-it. Here TRL has the other settings of that search and none of its variables. Options are those of `benchmarks.step`.
+The search of `benchmarks.step` may find that TRL is faster if the C library never gives memory back, which needs more
+of it. Here TRL has the other settings of that search and none of its variables. Options are those of `benchmarks.step`.
 """
 
 from __future__ import annotations
