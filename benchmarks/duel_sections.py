@@ -133,6 +133,8 @@ def _shown(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def search_text(report: Report) -> Iterator[str]:
     """What the search tried: each candidate by what it has other than its side's first one."""
+    if not report["search"]:
+        yield "Settings were given: this run searched for none."
     for name in report["sides"]:
         tried = [one for one in report["search"] if one["side"] == name]
         if not tried:

@@ -224,6 +224,7 @@ def test_a_duel_that_was_interrupted_before_its_first_round_is_not_measured():
 def test_the_section_of_a_duel_has_speeds_command_settings_and_phases():
     ours = [played(10, 1234, phases={"generate": 1.6, "forward": 3.2}, engine={"draw": 0.64})]  # of 64 / 10 = 6.4 s
     text = written({"step": duel_file(ours, [played(2, 400)])}, {})
+    assert "Settings were given: this run searched for none." in text
     assert "| anabranch | 10 | 10 to 10 | 10 to 10 | 1,234 |" in text
     assert """    .venv/bin/python -m benchmarks.step --tune --trl '{"dtype": "float32"}'\n""" in text
     assert "| trl | `dtype=float32` | `A=1` |" in text
@@ -248,6 +249,7 @@ def test_the_search_shows_each_candidate_by_what_it_has_other_than_the_first():
         tried(4.0, {"dtype": "bfloat16", "micro_batch": 8, "logprobs": False}, for_comparison=True),
     ]
     text = written({"step": duel_file([played(10, 1)], [played(2, 1)], search=search)}, {})
+    assert "searched for none" not in text
     assert "beginning with `dtype=float32 micro_batch=8`" in text
     assert "| the first | 1 | 500 |  |" in text
     assert "| `dtype=bfloat16` | 3 | 500 | chosen |" in text
