@@ -67,6 +67,7 @@ def prepare(settings: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, An
                 rollouts = sample(learner.engine, forced_requests(learner.asker, problems, size.answers, steps))
         if "save_rollouts" in arguments:
             save_rollouts(Path(arguments["save_rollouts"]), rollouts)
+        learner.engine.rest()
         return_free_memory()
         experience = scored(problems, rollouts)
         if "save_gradients" in arguments:

@@ -13,6 +13,7 @@ from anabranch.engines.torch_engine import TorchEngine
 from anabranch.errors import EngineError
 from anabranch.modeling.attention import NAME
 from anabranch.modeling.forward import LENGTH_BUCKET
+from anabranch.modeling.fused import fuse
 from anabranch.modeling.tiny import character_tokenizer, tiny_gpt_neox, tiny_llama, tiny_qwen3
 from anabranch.records import Request, Sampling, StopReason
 
@@ -48,8 +49,23 @@ def subject_of(make) -> Subject:
     return Subject(model, tokenizer, lambda max_rows: TorchEngine(model, tokenizer, max_rows=max_rows))
 
 
+def fused_llama():
+    model = tiny_llama()
+    assert fuse(model)
+    return model
+
+
+def fused_qwen3():
+    model = tiny_qwen3()
+    assert fuse(model)
+    return model
+
+
+MODELS = [tiny_llama, tiny_qwen3, tiny_gpt_neox, fused_llama, fused_qwen3]
+
+
 class TestTorchEngine(EngineConformance):
-    @pytest.fixture(scope="class", params=[tiny_llama, tiny_qwen3, tiny_gpt_neox], ids=lambda make: make.__name__)
+    @pytest.fixture(scope="class", params=MODELS, ids=lambda make: make.__name__)
     def subject(self, request):
         return subject_of(request.param)
 
@@ -96,7 +112,9 @@ def test_prompts_that_do_not_fit_together_are_computed_one_after_the_other(subje
 # --------------------------------------------------------------------------------------------------------- weights
 
 
-def test_changed_weights_count_at_once_and_carry_their_version(subject):
+@pytest.mark.parametrize("make", [tiny_llama, fused_llama])
+def test_changed_weights_count_at_once_and_carry_their_version(make):
+    subject = subject_of(make)
     engine = subject.start(8)
     before = answers(engine, [request(9, 3)])
     with torch.no_grad():
@@ -117,6 +135,38 @@ def test_a_token_carries_the_version_that_drew_it_also_when_weights_change_under
     assert next(rollouts).graph.segments[1].policy_version.tolist() == [3, 3]
     engine.load_weights(4)
     assert next(rollouts).graph.segments[1].policy_version.tolist() == [3, 3, 4, 4, 4]
+
+
+@pytest.mark.parametrize("make", [tiny_llama, fused_llama])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_change_under_an_answer_count_from_its_next_token_on(make, dtype):
+    subject = subject_of(lambda: make().to(dtype))
+    short, long = request(5, 1, max_new_tokens=2, stop_tokens=()), request(6, 1, max_new_tokens=5, stop_tokens=())
+
+    def logprobs(change: bool):
+        rollouts = subject.start(2).generate([short, long])
+        next(rollouts)
+        if change:
+            with torch.no_grad():
+                for parameter in subject.model.parameters():
+                    parameter.mul_(1.3)
+        return next(rollouts).graph.segments[1].engine_logprob
+
+    before, after = logprobs(False), logprobs(True)
+    assert (before[:2] == after[:2]).all()
+    assert abs(before[2] - after[2]) > 1e-3
+
+
+def test_an_engine_that_rested_goes_on_as_before():
+    subject = subject_of(lambda: fused_llama().to(torch.bfloat16))
+    engine = subject.start(4)
+    before = answers(engine, [request(9, 3)])
+    engine.rest()
+    assert answers(engine, [request(9, 3)]) == before
+    rollouts = engine.generate([request(9, 3)])
+    first = next(rollouts)
+    engine.rest()  # in the middle of answers
+    assert {(found.problem_key, found.sample): answer(found) for found in (first, *rollouts)} == before
 
 
 def test_weights_that_are_not_finite_are_one_clear_error(subject):

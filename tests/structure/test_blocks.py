@@ -1,4 +1,4 @@
-"""Blocks of queries and the keys they see: together they are the dense mask, and nothing that no one sees is in them."""
+"""Blocks of queries and the keys they see: together they are the dense mask, without what no one sees."""
 
 import numpy as np
 import pytest
@@ -162,6 +162,6 @@ def test_batches_hold_blocks_of_equally_many_keys_and_no_more_pairs_than_asked_f
         assert len({len(block.key_N) for block in some}) == 1
         assert len(some) * some[0].mask_QN.size <= 3 * 64 * 160
         assert [len(block.mask_QN) for block in some] == sorted((len(block.mask_QN) for block in some), reverse=True)
-    # 100 prompt tokens are 64 + 36 (+ 24 of the first answers) keys 64, 128; then blocks of 6 answers and the prompt: 160
+    # the prompt's blocks have 64 and 128 keys; those of 6 answers each see the prompt and themselves: 160
     assert max(len(some) for some in made) == 3
     assert [len(some) for some in batches(blocks, 1)] == [1] * len(blocks)  # one at least

@@ -297,6 +297,7 @@ def on_policy_step(learner: Learner, problems: Sequence[Problem], step: int) -> 
     learner.engine.load_weights(state.version)
     rollouts = sample(learner.engine, forced_requests(learner.asker, problems, settings.per_problem, step))
     experience = experience_of(problems, rollouts, judged(rollouts, settings.per_problem))
+    learner.engine.rest()
     return_free_memory()
     lesson = prepare(learner, experience, clock)
     lr = learning_rate(learner.recipe.optim, step, learner.recipe.steps)

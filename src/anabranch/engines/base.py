@@ -31,6 +31,10 @@ class Engine(Protocol):
         """From now on the weights are those of `version`."""
         ...
 
+    def rest(self) -> None:
+        """Free what only sampling needs; the next `generate` makes it anew. Called between sampling and training."""
+        ...
+
     @property
     def times(self) -> dict[str, float]:
         """Seconds spent in each phase (prefill, decode, draw) since the last call of `load_weights`."""

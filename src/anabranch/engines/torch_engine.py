@@ -64,6 +64,8 @@ class TorchEngine:
         self._head = model.get_output_embeddings()
         self._tokenizer = tokenizer
         self._max_rows = max_rows
+        self._decoder: DecodeWeights | None = None
+        self._decoder_stamp = -1
         self.load_weights(0)
 
     @property
@@ -78,6 +80,21 @@ class TorchEngine:
         """
         self._version = version
         self._times = {"prefill": 0.0, "decode": 0.0, "draw": 0.0}
+
+    def rest(self) -> None:
+        """See `Engine.rest`: the weights that are laid out for decoding."""
+        self._decoder = None
+
+    def _decode_weights(self) -> DecodeWeights | None:
+        """Weights laid out for decoding, made again if a parameter was written to; None if the model has none."""
+        if not is_fused(self._model):
+            return None
+        stamp = sum(parameter._version for parameter in self._model.parameters())
+        if self._decoder is None or stamp != self._decoder_stamp:
+            self._decoder = None  # never two copies
+            with self._timed("decode"):
+                self._decoder, self._decoder_stamp = DecodeWeights(self._model), stamp
+        return self._decoder
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Rollout]:
         """See `Engine.generate`."""
@@ -116,10 +133,10 @@ class TorchEngine:
             dtype=self._model.dtype,
             device=self._model.device,
         )
-        decoder = DecodeWeights(self._model) if is_fused(self._model) else None
         prompt_hidden: dict[int, Tensor] = {}
         rows: list[_Row] = []
         while waiting or rows:
+            decoder = self._decode_weights()  # weights may have changed since the last token
             free = self._max_rows - len(rows)
             if waiting and (not rows or free >= max(1, self._max_rows // 4)):
                 admitted = [waiting.pop() for _ in range(min(free, len(waiting)))]

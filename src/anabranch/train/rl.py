@@ -75,6 +75,7 @@ def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dic
     indices, sampler = draw(state.sampler, session.recipe.rollout.prompts)
     experience = gather(session, [session.task.problems[index] for index in indices], state.step, clock)
     probes.compare_engine(session, experience.rollouts)
+    session.engine.rest()
     return_free_memory()
     lesson = prepare(session, experience, clock)
     updates = learn(session, lesson, lr, clock)
