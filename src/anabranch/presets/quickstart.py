@@ -31,7 +31,7 @@ def quickstart() -> Recipe:
         reward=(RewardTerm(term="accuracy"),),
         algorithm=lite_ppo().algorithm,
         optim=Optim(lr=4e-5),
-        train=Train(row_tokens=256),
+        train=Train(row_tokens=512),
         cold_start=ColdStart(steps=5, batch=16),
         evaluation=Evaluation(problems=48, samples=4),
     )
