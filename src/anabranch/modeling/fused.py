@@ -25,7 +25,7 @@ def fuse(model: PreTrainedModel) -> bool:
     Sliding windows, attention dropout and other activations than SiLU are left to the model's own layers. The weights
     of projections that read the same input are laid one behind the other in memory (see `join_weights`).
 
-    Hooks and adapters on modules inside a layer (a projection, the gated layer) are bypassed while a stream is computed.
+    Hooks and adapters on modules inside a layer (a projection, the gated layer) are bypassed by streams.
 
     Returns:
         Whether the model's layers are fused now.
