@@ -35,13 +35,16 @@ QUIET = 0.1
 _TAIL = 30
 """Lines of a dead side's standard error that its error shows."""
 
-
 _LAST_WAIT = 10.0
 """Seconds in which a process whose end is due has to be gone."""
 
 
 class SideError(Exception):
     """A side died, did not answer in time, or answered nonsense."""
+
+
+class OutOfTimeError(SideError):
+    """A side did not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Worker:
         self._signal(signal.SIGCONT)
 
     def _members(self) -> list[int]:
-        return machine.session_members(self._process.pid)
+        return machine.family(self._process.pid)
 
     def _signal(self, number: int) -> None:
         for process in self._members():
@@ -172,13 +175,11 @@ class Worker:
         except subprocess.TimeoutExpired:
             code = None
         self._signal(signal.SIGKILL)
-        why = f"no answer within {self._limit:g} s" if waited >= self._limit else _ending(code)
+        late = waited >= self._limit
+        why = f"not back within {self._limit:g} s" if late else _ending(code)
         tail = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
-        return SideError(
-            "\n".join(
-                [f"{self.side.name}: {why}", f"  command: {' '.join(self.side.command)}", *tail, f"  log: {self._log}"]
-            )
-        )
+        told = [f"{self.side.name}: {why}", f"  command: {' '.join(self.side.command)}", *tail, f"  log: {self._log}"]
+        return (OutOfTimeError if late else SideError)("\n".join(told))
 
 
 def duel(

@@ -159,7 +159,7 @@ def _candidate(
     changed = {name: value for name, value in own.items() if name not in first or first[name] != value}
     name = code(values(changed)) or "the first"
     if "rate" not in one:
-        return name, "", "", "cannot run"
+        return name, "", "", one["error"] if one["error"].startswith("not back") else "cannot run"
     note = "for comparison only" if one.get("for_comparison") else "chosen" if one["rate"] == best else ""
     return name, number(one["rate"]), number(one["peak_mb"]), note
 

@@ -63,14 +63,16 @@ class Memory:
     """Sum of Pss, now: shared pages are divided among those who share them."""
 
 
-def session_members(session: int) -> list[int]:
-    """Processes of a session: its leader and all below it, but for those that opened a session of their own."""
-    found = []
-    for entry in _PROC.iterdir():
-        fields = _stat(int(entry.name)) if entry.name.isdigit() else None
-        if fields is not None and int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(entry.name))
-    return found
+def family(leader: int) -> list[int]:
+    """Live processes of the session that `leader` leads, and all below them, also in sessions of their own."""
+    stats = {int(entry.name): _stat(int(entry.name)) for entry in _PROC.iterdir() if entry.name.isdigit()}
+    alive = {process: fields for process, fields in stats.items() if fields is not None and fields[0] != "Z"}
+    found = {process for process, fields in alive.items() if int(fields[3]) == leader}
+    more = found
+    while more:
+        more = {process for process, fields in alive.items() if int(fields[1]) in more} - found
+        found = found | more
+    return sorted(found)
 
 
 def memory(processes: Iterable[int]) -> Memory:

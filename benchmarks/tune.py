@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from benchmarks.duel import Side, SideError, Worker, number
+from benchmarks.duel import OutOfTimeError, Side, SideError, Worker, number
+
+LIMIT = 420.0
+"""Seconds that a candidate's preparation or round may take. The longest piece of work here, a step of TRL, takes about
+a tenth of it, so that what is not back by then is not the fastest. Compilers have been seen not to come back at all."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,28 @@ class Change:
         """The side with this change."""
         return replace(side, settings={**side.settings, **self.settings}, env={**side.env, **self.env})
 
+    @classmethod
+    def between(cls, start: Side, end: Side) -> Self:
+        """What makes `end` of `start`."""
+        return cls(_other(start.settings, end.settings), _other(start.env, end.env))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From an option: a JSON object of settings, in which `env` holds environment variables.
+
+        Raises:
+            ValueError: it is none.
+        """
+        given = json.loads(text)
+        if not isinstance(given, dict) or not isinstance(given.get("env", {}), dict):
+            raise ValueError(f"{text}: not a JSON object of settings")
+        env = given.pop("env", {})
+        return cls(given, {name: str(value) for name, value in env.items()})
+
+    def as_json(self) -> str:
+        """What `parse` reads."""
+        return json.dumps({**self.settings, "env": dict(self.env)})
+
 
 def search(
     side: Side,
@@ -29,7 +56,7 @@ def search(
     args: Mapping[str, Any],
     log: Path,
     unit: str = "tokens",
-    limit: float = 3600,
+    limit: float = LIMIT,
     beside: Sequence[Change] = (),
     warmup: Mapping[str, Any] | None = None,
 ) -> tuple[Side, list[dict[str, Any]]]:
@@ -41,7 +68,7 @@ def search(
         args: what `run` gets; `round` is added.
         log: where standard error of the candidate that runs goes.
         unit: of `work`, for people.
-        limit: seconds that a preparation or a round may take.
+        limit: seconds that a preparation or a round may take; a candidate that is not back by then cannot run.
         beside: changes of the best side that are tried at the end for comparison only: they are never chosen.
         warmup: arguments that a warm-up has in place of those of `args`, to make it shorter.
 
@@ -90,12 +117,20 @@ def _try(
             worker.ready()
             worker.run({**args, **(warmup or {}), "round": -1})
             result = worker.run({**args, "round": 0})
+    except OutOfTimeError:
+        why = f"not back within {limit:g} s"
+        print(f"{what}: {why}", flush=True)
+        return {**record, "error": why}
     except SideError as error:
         print(f"{what}: cannot run", flush=True)
         return {**record, "error": str(error)}
     print(f"{what}: {number(result['rate'])} {unit}/s", flush=True)
     kept = {key: result[key] for key in ("rate", "cpu_seconds", "other_cores")}
     return {**record, **kept, "peak_mb": result["memory"]["peak_mb"]}
+
+
+def _other(start: Mapping[str, Any], end: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in end.items() if name not in start or start[name] != value}
 
 
 def _text(values: Mapping[str, Any]) -> str:

@@ -128,7 +128,7 @@ def test_a_side_that_cannot_prepare_is_an_error(side, tmp_path):
 def test_a_side_that_hangs_is_ended(side, tmp_path):
     with (
         Worker(side("slow", "time.sleep(60)"), tmp_path / "log", limit=0.5) as worker,
-        pytest.raises(SideError, match=r"slow: no answer within 0\.5 s"),
+        pytest.raises(SideError, match=r"slow: not back within 0\.5 s"),
     ):
         worker.ready()
 
@@ -163,7 +163,7 @@ def test_a_stopped_side_uses_no_time_and_its_children_stop_too(side, tmp_path):
         while machine.cpu_seconds([child]) == before and time.monotonic() < deadline:
             time.sleep(0.05)
         assert machine.cpu_seconds([child]) > before
-    assert child not in machine.session_members(worker._process.pid)
+    assert child not in machine.family(worker._process.pid)
 
 
 def test_a_duel_that_is_told_to_end_takes_the_children_of_its_workers_along(side, tmp_path):
@@ -287,3 +287,55 @@ def test_the_search_goes_axis_by_axis_from_the_best_so_far(side, tmp_path):
     # full with 1 row; half with 1, 2, 4 rows; beside the search half with 3 rows, fastest of all
     assert [record.get("rate") for record in tried] == [1, 3, 6, None, 9]
     assert tried[-1]["for_comparison"]
+
+
+def test_a_candidate_that_does_not_come_back_ends_in_time_with_all_that_it_started_and_the_search_goes_on(
+    side, tmp_path, capsys
+):
+    children = tmp_path / "children"
+    one = side(
+        "one",
+        f"""
+        import subprocess
+        def run(args):
+            if settings["compile"]:
+                for own_session in (False, True):
+                    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
+                                             start_new_session=own_session)
+                    with open({str(children)!r}, "a") as notes:
+                        notes.write(f"{{child.pid}} ")
+                time.sleep(60)
+            return {{"work": settings["rows"], "seconds": 1.0}}
+        return run
+        """,
+        compile=False,
+        rows=1,
+    )
+    axes = [[Change({"compile": True})], [Change({"rows": 2})]]
+    start = time.monotonic()
+    best, tried = search(one, axes, args={}, log=tmp_path / "log", limit=2)
+    assert time.monotonic() - start < 20
+    assert best.settings == {"compile": False, "rows": 2}
+    assert [record.get("error") for record in tried] == [None, "not back within 2 s", None]
+    assert "one, compile=True: not back within 2 s" in capsys.readouterr().out
+    assert len(children.read_text().split()) == 2
+    for child in children.read_text().split():
+        with pytest.raises(ProcessLookupError):
+            _wait_until_gone(int(child))
+
+
+def test_a_change_is_read_from_json_and_written_as_it_is_read():
+    change = Change.parse('{"dtype": "bfloat16", "env": {"THREADS": 2}}')
+    assert change == Change({"dtype": "bfloat16"}, {"THREADS": "2"})
+    assert Change.parse(change.as_json()) == change
+    for text in ("[]", '{"env": []}', "{"):
+        with pytest.raises(ValueError, match="JSON|Expecting"):
+            Change.parse(text)
+
+
+def test_a_change_between_two_sides_makes_one_of_the_other():
+    start = Side("one", [], {"rows": 1, "dtype": "full"}, {"A": "1"})
+    end = Side("one", [], {"rows": 4, "dtype": "full"}, {"A": "1", "B": "2"})
+    change = Change.between(start, end)
+    assert change == Change({"rows": 4}, {"B": "2"})
+    assert change.of(start) == end
