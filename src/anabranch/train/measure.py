@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from anabranch.algo.groups import group_sizes, informative_groups, sum_by
 from anabranch.batching.pack import packed_tokens
 from anabranch.recipe.tree import Recipe
 from anabranch.records import Reason
@@ -62,8 +64,12 @@ def _rewards(experience: Experience, lesson: Lesson) -> Record:
     reasons = Counter(score.verdict.reason for score in scores)
     correct_B = torch.tensor([score.verdict.reason is Reason.CORRECT for score in scores])
     reward_B, group_B = experience.reward_B, experience.group_B
-    groups = [group_B == group for group in range(int(group_B.max()) + 1)]
-    dead = [members for members in groups if bool((reward_B[members] == reward_B[members][0]).all())]
+    dead_G = ~informative_groups(reward_B, group_B)
+    num_correct_G = sum_by(group_B, correct_B.double(), len(dead_G))
+
+    def share(which_G: Tensor) -> float:
+        return float(which_G.double().mean())
+
     stats = lesson.credit.stats
     return {
         "reward": float(reward_B.mean()),
@@ -72,9 +78,9 @@ def _rewards(experience: Experience, lesson: Lesson) -> Record:
         **{f"verdict/{reason}": reasons[reason] / size for reason in Reason},
         "reward_std": stats["sigma_group"],
         "sigma_batch": stats["sigma_batch"],
-        "dead_groups": len(dead) / len(groups),
-        "dead_groups_right": sum(bool(correct_B[members].all()) for members in dead) / len(groups),
-        "dead_groups_wrong": sum(not bool(correct_B[members].any()) for members in dead) / len(groups),
+        "dead_groups": share(dead_G),
+        "dead_groups_right": share(dead_G & (num_correct_G == group_sizes(group_B))),
+        "dead_groups_wrong": share(dead_G & (num_correct_G == 0)),
     }
 
 
