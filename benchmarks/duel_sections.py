@@ -135,9 +135,15 @@ def search_text(report: Report) -> Iterator[str]:
     """What the search tried: each candidate by what it has other than its side's first one."""
     if not report["search"]:
         yield "Settings were given: this run searched for none."
+        return
     for name in report["sides"]:
         tried = [one for one in report["search"] if one["side"] == name]
         if not tried:
+            yield f"Settings of {name} were given."
+            continue
+        if "searched_with" in tried[0]:
+            found_with = tried[0]["searched_with"]
+            yield f"Settings of {name} are those that the search with {counted(found_with, 'answer')} found."
             continue
         first = _all_settings(tried[0])
         best = max((one["rate"] for one in tried if "rate" in one and not one.get("for_comparison")), default=None)

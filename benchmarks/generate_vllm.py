@@ -71,10 +71,9 @@ def main() -> None:
     parser.add_argument("--no-logprobs", dest="logprobs", action="store_false", help="vLLM leaves them out; we do not")
     asked = parser.parse_args()
     longest = len(prompt_tokens(asked.model)) + asked.tokens
-    for answers in asked.answers:
-        other = peer(model_folder(asked.model), answers, longest, asked.threads, logprobs=asked.logprobs)
-        name = "generate_vllm" if asked.logprobs else "generate_vllm_without_logprobs"
-        play(name, other, answers, asked)
+    folder = model_folder(asked.model)
+    name = "generate_vllm" if asked.logprobs else "generate_vllm_without_logprobs"
+    play(name, lambda answers: peer(folder, answers, longest, asked.threads, logprobs=asked.logprobs), asked)
 
 
 if __name__ == "__main__":

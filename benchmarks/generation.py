@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.duel import RESULTS, ROOT, Side, SideError, duel
 from benchmarks.tune import Change, search
@@ -48,6 +49,11 @@ def options(description: str, answers: Sequence[int]) -> argparse.ArgumentParser
         "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both sides; default: cores"
     )
     parser.add_argument("--tune", action="store_true", help="search for the best settings of both sides first")
+    parser.add_argument(
+        "--peer-settings",
+        type=Change.parse,
+        help="the other side's settings as JSON, with `env` for its environment; --tune then searches ours alone",
+    )
     parser.add_argument("--model", default="smollm2-135m-instruct", help="built-in name or folder")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return parser
@@ -92,32 +98,52 @@ def ours(model: str, answers: int, threads: int) -> Peer:
     return Peer(side, [[Change({"dtype": "float32"})], rows], {})
 
 
-def play(name: str, peer: Peer, answers: int, asked: argparse.Namespace) -> None:
-    """Search both sides' settings, then play; results go to `NAME_ANSWERS.json`.
+def play(name: str, peer_for: Callable[[int], Peer], asked: argparse.Namespace) -> None:
+    """A duel for each number of answers, settings searched first if that is asked for; results go to
+    `NAME_ANSWERS.json`.
+
+    The peer's settings are searched with the first number of answers; its other duels begin with what that found. Ours
+    are searched each time: only how many rows are decoded together may change.
+
+    Args:
+        name: of the benchmark, as in its files.
+        peer_for: the other side, for a number of answers.
+        asked: of `options`.
 
     Raises:
         SystemExit: a side cannot play.
     """
     prompt = prompt_tokens(asked.model)
-    sides, tried = [], []
-    out = asked.out / f"{name}_{answers}.json"
-    try:
-        for one in (ours(asked.model, answers, asked.threads), peer):
-            side = one.side
+    winner: Change | None = asked.peer_settings
+    searched_with: int | None = None
+    for answers in asked.answers:
+        out = asked.out / f"{name}_{answers}.json"
+        ours_now, peer = ours(asked.model, answers, asked.threads), peer_for(answers)
+        theirs = peer.side if winner is None else winner.of(peer.side)
+        args = {"prompt": prompt, "answers": answers, "tokens": min(SEARCH_TOKENS, asked.tokens)}
+        how: dict[str, Any] = {"args": args, "log": out.with_name(f"{out.stem}-search.log")}
+        tried: list[dict[str, Any]] = []
+        try:
+            our_side = ours_now.side
             if asked.tune:
-                args = {"prompt": prompt, "answers": answers, "tokens": min(SEARCH_TOKENS, asked.tokens)}
-                log = out.with_name(f"{out.stem}-search.log")
-                side, more = search(side, one.axes, args=args, log=log, beside=one.beside)
+                our_side, tried = search(our_side, ours_now.axes, **how)
+            if asked.tune and winner is None:
+                theirs, more = search(theirs, peer.axes, beside=peer.beside, **how)
+                winner, searched_with = Change.between(peer.side, theirs), answers
                 tried += more
-            sides.append(side)
-        duel(
-            f"generation, {answers} answers of {asked.tokens} tokens to a prompt of {len(prompt)}",
-            *sides,
-            rounds=asked.rounds,
-            args={"prompt": prompt, "answers": answers, "tokens": asked.tokens},
-            out=out,
-            goal=peer.goals.get(answers),
-            search=tried,
-        )
-    except SideError as error:
-        raise SystemExit(str(error)) from None
+            elif searched_with is not None:
+                print(f"settings of {theirs.name}: those that the search with {searched_with} answers found")
+                settings, env = dict(theirs.settings), dict(theirs.env)
+                tried.append({"side": theirs.name, "settings": settings, "env": env, "searched_with": searched_with})
+            duel(
+                f"generation, {answers} answers of {asked.tokens} tokens to a prompt of {len(prompt)}",
+                our_side,
+                theirs,
+                rounds=asked.rounds,
+                args={"prompt": prompt, "answers": answers, "tokens": asked.tokens},
+                out=out,
+                goal=peer.goals.get(answers),
+                search=tried,
+            )
+        except SideError as error:
+            raise SystemExit(str(error)) from None

@@ -14,7 +14,6 @@ Then time: a step without generation (rewards, advantages, forward, backward, op
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gradients
-from benchmarks.duel import RESULTS, Side, Worker, duel
-from benchmarks.step import add_common, changed, check_same_prompts, memory, our_side, trl_side
-from benchmarks.step_task import Size
+from benchmarks.duel import Side, Worker
+from benchmarks.step import TRL_SETTINGS, changed, options, our_side, play, trl_side
+from benchmarks.tune import Change
 
 TRL_ADDS = 1e-4
 """What TRL adds to the std that it divides by."""
@@ -41,54 +40,31 @@ PLAIN = {"dtype": "float32", "autocast": False, "compile": False}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    asked = parser().parse_args(arguments)
-    asked.trl = asked.trl or best_of_search(asked.out.with_name("step.json"))
-    size = Size(asked.prompts, asked.answers, asked.tokens)
+    asked = options("replay", __doc__).parse_args(arguments)
+    settings = asked.trl or best_of_search(asked.out.with_name("step.json")) or TRL_SETTINGS
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         place, log = Path(folder), asked.out.with_name(f"{asked.out.stem}-gradients.log")
-        ours, theirs = our_side(size, asked), trl_side(size, asked)
+        ours, theirs = our_side(asked), trl_side(asked, settings)
         rollouts = place / "rollouts.json"
         in_process(changed(ours, dtype="float32"), {"save_rollouts": str(rollouts)}, log)
         ours, theirs = (changed(side, rollouts=str(rollouts)) for side in (ours, theirs))
         found = compared(ours, theirs, place, log)
         print(table(found), flush=True)
-        report = duel(
-            "replay",
-            ours,
-            theirs,
-            rounds=asked.rounds,
-            args=size.as_dict(),
-            out=asked.out,
-            unit="samples",
-            warmups=asked.warmups,
-        )
-    check_same_prompts(report)
-    report["gradients"] = found
-    report["memory"] = memory(report)
-    asked.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        play("replay", ours, theirs, asked, more={"gradients": found})
     if found["float32"]["relative_error"] > TOLERANCE:
         sys.exit(f"the float32 gradients differ by more than {TOLERANCE:g}: the two sides do not compute the same loss")
 
 
-def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="python -m benchmarks.replay", description=__doc__.split("\n\n")[0])
-    found.add_argument("--rounds", type=int, default=5, help="rounds of each side that count")
-    found.add_argument("--warmups", type=int, default=1, help="rounds of each side before those")
-    found.add_argument("--out", type=Path, default=RESULTS / "replay.json", help="the JSON file")
-    add_common(found)
-    return found
-
-
-def best_of_search(path: Path) -> dict[str, Any] | None:
-    """TRL's settings of the last `benchmarks.step`, with `env`; None before the first."""
+def best_of_search(path: Path) -> Change | None:
+    """TRL's settings of the last `benchmarks.step`; None before the first."""
     if not path.exists():
         return None
     side = json.loads(path.read_text(encoding="utf-8"))["sides"]["trl"]
     known = ("dtype", "autocast", "attention", "micro_batch", "cache", "continuous", "compile")
     found = {name: side["settings"][name] for name in known if name in side["settings"]}
     print(f"TRL's settings are those of {path.name}: {found} {side['env']}")
-    return {**found, "env": {name: value for name, value in side["env"].items() if name != "OMP_NUM_THREADS"}}
+    return Change(found, {name: value for name, value in side["env"].items() if name != "OMP_NUM_THREADS"})
 
 
 def in_process(side: Side, arguments: Mapping[str, Any], log: Path) -> dict[str, Any]:

@@ -38,18 +38,13 @@ SHORT_SPIN = {"GOMP_SPINCOUNT": "1000"}
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """Environment with which the C library keeps freed memory, instead of having the system clear it again each time."""
 
-TRL_SETTINGS: dict[str, Any] = {
-    "dtype": "bfloat16",
-    "attention": "eager",
-    "micro_batch": 8,
-    "env": {**SHORT_SPIN, **KEEP_MEMORY},
-}
+TRL_SETTINGS = Change({"dtype": "bfloat16", "attention": "eager", "micro_batch": 8}, env={**SHORT_SPIN, **KEEP_MEMORY})
 """Played when nothing else is asked for: the fastest in trials with 4 prompts x 4 answers x 16 tokens on one core."""
 
 BATCHES = (8, 4, 16, 32, 64)
 """Micro-batches that are tried; the first is where the search begins."""
 
-BEGIN = {"dtype": "float32", "autocast": False, "attention": "sdpa", "micro_batch": BATCHES[0]}
+BEGIN = Change({"dtype": "float32", "autocast": False, "attention": "sdpa", "micro_batch": BATCHES[0]})
 """TRL's settings with which the search begins."""
 
 
@@ -81,12 +76,9 @@ WARMUP_TOKENS = 4
 
 def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
-    size = Size(asked.prompts, asked.answers, asked.tokens)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    size = size_of(asked)
     tried: list[dict[str, Any]] = []
-    if asked.tune:
-        asked.trl = asked.trl or BEGIN
-    ours, theirs = our_side(size, asked), trl_side(size, asked)
+    ours, theirs = our_side(asked), trl_side(asked, asked.trl or (BEGIN if asked.tune else TRL_SETTINGS))
     if asked.tune:
         log = asked.out.with_name(f"{asked.out.stem}-search.log")
         how: dict[str, Any] = {"args": {}, "log": log, "unit": "samples"}
@@ -94,59 +86,68 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warmup = {"tokens": min(WARMUP_TOKENS, size.tokens)}
         theirs, more = search(theirs, trl_axes(size.samples), **how, warmup=warmup)
         tried += more
-    report = duel(
-        "step",
-        ours,
-        theirs,
-        rounds=asked.rounds,
-        args=size.as_dict(),
-        out=asked.out,
-        unit="samples",
-        goal=GOAL,
-        warmups=asked.warmups,
-        search=tried,
-    )
-    check_same_prompts(report)
-    report["memory"] = memory(report)
-    asked.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report = play("step", ours, theirs, asked, goal=GOAL, search=tried)
     print(memory_text(report["memory"]))
 
 
+def play(
+    name: str, ours: Side, theirs: Side, asked: argparse.Namespace, *, more: Mapping[str, Any] | None = None, **how: Any
+) -> dict[str, Any]:
+    """The duel, with memory and whatever `more` there is in its file; `how` are arguments of `duel`.
+
+    Raises:
+        ValueError: the sides were given different prompts.
+    """
+    args = size_of(asked).as_dict()
+    report = duel(
+        name, ours, theirs, rounds=asked.rounds, args=args, out=asked.out, unit="samples", warmups=asked.warmups, **how
+    )
+    check_same_prompts(report)
+    report = {**report, **(more or {}), "memory": memory(report)}
+    asked.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.split("\n\n")[0])
-    found.add_argument("--rounds", type=int, default=5, help="rounds of each side that count")
-    found.add_argument("--warmups", type=int, default=1, help="rounds of each side before those")
+    found = options("step", __doc__)
     found.add_argument("--tune", action="store_true", help="search the settings first (about 45 minutes on two cores)")
-    found.add_argument("--out", type=Path, default=RESULTS / "step.json", help="the JSON file")
-    add_common(found)
     return found
 
 
-def add_common(found: argparse.ArgumentParser) -> None:
-    """Options of the step and of the replay."""
+def options(name: str, text: str) -> argparse.ArgumentParser:
+    """Options of the step and of the replay, described by the first paragraph of `text`."""
+    found = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=text.split("\n\n")[0])
+    found.add_argument("--rounds", type=int, default=5, help="rounds of each side that count")
+    found.add_argument("--warmups", type=int, default=1, help="rounds of each side before those")
+    found.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="the JSON file")
     found.add_argument("--prompts", type=int, default=8, choices=range(1, 9), metavar="1..8")
     found.add_argument("--answers", type=int, default=8, help="answers a prompt")
     found.add_argument("--tokens", type=int, default=64, help="new tokens an answer")
     found.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both sides")
     found.add_argument("--dtype", default="auto", help="of ours: auto, bfloat16 or float32")
-    found.add_argument("--trl", type=json.loads, help="TRL's settings as JSON, with `env` for its environment")
+    found.add_argument("--trl", type=Change.parse, help="TRL's settings as JSON, with `env` for its environment")
     found.add_argument("--peer", default=".peers/trl/bin/python", help="Python of the environment with TRL")
+    return found
 
 
-def our_side(size: Size, asked: argparse.Namespace) -> Side:
+def size_of(asked: argparse.Namespace) -> Size:
+    """Of the step that the options ask for."""
+    return Size(asked.prompts, asked.answers, asked.tokens)
+
+
+def our_side(asked: argparse.Namespace) -> Side:
     python = ".venv/bin/python"
-    settings = {"model": MODEL, "dtype": asked.dtype, "threads": asked.threads, **size.as_dict()}
+    settings = {"model": MODEL, "dtype": asked.dtype, "threads": asked.threads, **size_of(asked).as_dict()}
     return Side("anabranch", [python, "-m", "benchmarks.ours_step"], settings, {**threads(asked.threads), **SHORT_SPIN})
 
 
-def trl_side(size: Size, asked: argparse.Namespace) -> Side:
+def trl_side(asked: argparse.Namespace, given: Change) -> Side:
     from anabranch.modeling.load import resolve  # converts the model if this is the first time
 
-    given = dict(TRL_SETTINGS if asked.trl is None else asked.trl)
-    env = {**threads(asked.threads), **given.pop("env", {})}
-    settings = {"model": from_home(Path(resolve(MODEL))), "threads": asked.threads, **size.as_dict(), **given}
-    settings["micro_batch"] = min(settings.get("micro_batch", 16), size.samples)
-    return Side("trl", [asked.peer, "-m", "benchmarks.peers.trl_step"], settings, env)
+    size = size_of(asked)
+    settings = {"model": from_home(Path(resolve(MODEL))), "threads": asked.threads, **size.as_dict()}
+    side = given.of(Side("trl", [asked.peer, "-m", "benchmarks.peers.trl_step"], settings, threads(asked.threads)))
+    return changed(side, micro_batch=min(side.settings.get("micro_batch", 16), size.samples))
 
 
 def changed(side: Side, **settings: Any) -> Side:

@@ -6,8 +6,8 @@ of it. Here TRL has the other settings of that search and none of its variables.
 
 from __future__ import annotations
 
-import json
 import sys
+from dataclasses import replace
 
 from benchmarks import step
 from benchmarks.duel import RESULTS
@@ -17,7 +17,7 @@ from benchmarks.replay import best_of_search
 def main() -> None:
     """Play; TRL's settings are those that `step.json` was played with, or `step.TRL_SETTINGS` before there is one."""
     settings = best_of_search(RESULTS / "step.json") or step.TRL_SETTINGS
-    untouched = json.dumps({**settings, "env": {}})
+    untouched = replace(settings, env={}).as_json()
     step.main(["--out", str(RESULTS / "step_default_memory.json"), "--trl", untouched, *sys.argv[1:]])
 
 

@@ -329,7 +329,7 @@ def test_a_change_is_read_from_json_and_written_as_it_is_read():
     assert change == Change({"dtype": "bfloat16"}, {"THREADS": "2"})
     assert Change.parse(change.as_json()) == change
     for text in ("[]", '{"env": []}', "{"):
-        with pytest.raises(ValueError, match="JSON|Expecting"):
+        with pytest.raises(ValueError, match=r"JSON|Expecting"):
             Change.parse(text)
 
 

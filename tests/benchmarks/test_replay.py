@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from benchmarks.gradients import compare, compare_files
 from benchmarks.replay import best_of_search, table
+from benchmarks.tune import Change
 
 THEIRS = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[0.0, 4.0]])}  # norm 5
 
@@ -92,7 +93,7 @@ def test_the_replay_takes_over_what_the_search_found_but_not_sizes_and_threads(t
     side = {"settings": settings, "env": {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "1000"}}
     (tmp_path / "step.json").write_text(json.dumps({"sides": {"trl": side}}))
     found = best_of_search(tmp_path / "step.json")
-    assert found == {"dtype": "bfloat16", "micro_batch": 32, "env": {"GOMP_SPINCOUNT": "1000"}}
+    assert found == Change({"dtype": "bfloat16", "micro_batch": 32}, {"GOMP_SPINCOUNT": "1000"})
 
 
 def test_without_a_search_the_replay_has_no_settings_of_its_own(tmp_path):

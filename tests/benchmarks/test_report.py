@@ -257,6 +257,17 @@ def test_the_search_shows_each_candidate_by_what_it_has_other_than_the_first():
     assert "| `dtype=bfloat16 logprobs=False` | 4 | 500 | for comparison only |" in text
 
 
+def test_a_search_says_whose_settings_came_from_elsewhere_and_what_was_not_back_in_time():
+    ours = {"side": "anabranch", "settings": {}, "env": {}, "rate": 1.0, "peak_mb": 5.0}
+    late = {"side": "anabranch", "settings": {"rows": 2}, "env": {}, "error": "not back within 420 s"}
+    given = written({"step": duel_file([played(10, 1)], [played(2, 1)], search=[ours, late])}, {})
+    assert "| `rows=2` |  |  | not back within 420 s |" in given
+    assert "Settings of trl were given." in given
+    carried = {"side": "trl", "settings": {}, "env": {}, "searched_with": 64}
+    text = written({"step": duel_file([played(10, 1)], [played(2, 1)], search=[ours, carried])}, {})
+    assert "Settings of trl are those that the search with 64 answers found." in text
+
+
 def test_the_roofline_shows_the_shares_of_both_sides_and_the_rest_last():
     shares = {"matrix products: head": 0.3, "aten::mul": 0.1, "all other operations": 0.2, "in between": 0.4}
     plain = {"matrix products: head": 0.25, "aten::silu": 0.05, "all other operations": 0.3, "in between": 0.4}

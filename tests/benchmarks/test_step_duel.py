@@ -28,7 +28,7 @@ def test_prompts_have_the_same_name_only_if_every_token_is_the_same():
 
 
 def test_the_search_tries_every_dtype_with_every_attention_and_every_micro_batch_that_fits():
-    changes = [BEGIN, *(change.settings for axis in trl_axes(64) for change in axis)]
+    changes = [BEGIN.settings, *(change.settings for axis in trl_axes(64) for change in axis)]
     computing = {(c["dtype"], c["autocast"], c["attention"]) for c in changes if "dtype" in c}
     assert len(computing) == 4 * 2
     assert {c["micro_batch"] for c in changes if "micro_batch" in c} == {4, 8, 16, 32, 64}
