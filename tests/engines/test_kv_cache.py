@@ -35,8 +35,8 @@ class Reference:
 class Pair:
     """A cache and its reference, driven together."""
 
-    def __init__(self, max_rows: int = MAX_ROWS) -> None:
-        self.cache = KvCache(layers=LAYERS, max_rows=max_rows, dtype=torch.float32, device=torch.device("cpu"))
+    def __init__(self) -> None:
+        self.cache = KvCache(layers=LAYERS, dtype=torch.float32, device=torch.device("cpu"))
         self.rng = torch.Generator().manual_seed(0)
         self.prompts: dict[int, tuple[Tensor, Tensor]] = {}
         self.rows: list[Reference] = []
@@ -88,13 +88,17 @@ def test_any_sequence_of_events_leaves_plain_attention(data):
     pair = Pair()
     for _ in range(data.draw(st.integers(1, 25), "events")):
         unused = sorted(set(pair.prompts) - {row.prompt for row in pair.rows})
-        possible = ["add_prompt"]
+        possible = ["add_prompt", "expect"]
         possible += ["add_row"] * 2 if pair.prompts and len(pair.rows) < MAX_ROWS - 3 else []
         possible += ["remove_row", "decode", "decode"] if pair.rows else []
         possible += ["remove_prompt"] if unused else []
         match data.draw(st.sampled_from(possible)):
             case "add_prompt":
                 pair.add_prompt(data.draw(st.integers(1, 2 * TOKEN_BUCKET + 1), "length"))
+            case "expect":
+                longest = max((keys.shape[2] for keys, _ in pair.prompts.values()), default=1)
+                more, longer = data.draw(st.tuples(st.integers(0, 3), st.integers(0, TOKEN_BUCKET)), "expected")
+                pair.cache.expect(len(pair.prompts) + more, longest + longer)
             case "add_row":
                 prompt = data.draw(st.sampled_from(sorted(pair.prompts)), "prompt")
                 for _ in range(data.draw(st.integers(1, 3), "answers")):
@@ -108,7 +112,7 @@ def test_any_sequence_of_events_leaves_plain_attention(data):
 
 
 def test_rows_grow_over_several_buckets_of_tokens():
-    pair = Pair(max_rows=3)
+    pair = Pair()
     pair.add_row(pair.add_prompt(5))
     for step in range(2 * TOKEN_BUCKET + 2):
         if step == TOKEN_BUCKET - 1:  # a younger row, shorter than the bucket, beside an older one
@@ -117,7 +121,7 @@ def test_rows_grow_over_several_buckets_of_tokens():
 
 
 def test_rows_grow_over_several_buckets_of_rows():
-    pair = Pair(max_rows=2 * ROW_BUCKET + 1)
+    pair = Pair()
     first, second = pair.add_prompt(3), pair.add_prompt(TOKEN_BUCKET + 1)
     for number in range(2 * ROW_BUCKET + 1):
         pair.add_row(first if number % 3 else second)
@@ -150,14 +154,18 @@ def test_a_prompt_is_stored_once_for_all_its_rows():
     assert pair.cache._prompts.keys[0].shape == (1, H, TOKEN_BUCKET, D)
 
 
-def test_adding_many_prompts_copies_the_store_a_few_times_only():
+def test_room_for_expected_prompts_is_made_once_and_given_back():
     pair = Pair()
-    places = set()
+    pair.cache.expect(100, 40)
+    shapes = set()
     for _ in range(100):
         pair.add_prompt(3)
-        places.add(len(pair.cache._prompts.keys[0]))
-    assert len(places) < 15  # growing one by one would make 100
-    assert max(places) <= 150
+        shapes.add(tuple(pair.cache._prompts.keys[0].shape))
+    assert shapes == {(100, H, 2 * TOKEN_BUCKET, D)}
+    for prompt in range(1, 100):
+        pair.remove_prompt(prompt)
+    pair.cache.expect(1, 3)
+    assert pair.cache._prompts.keys[0].shape == (1, H, TOKEN_BUCKET, D)
 
 
 def test_a_prompt_that_rows_still_refer_to_cannot_be_removed():

@@ -1,6 +1,7 @@
 """The in-process engine: what every engine promises, and what only this one does."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from anabranch.engines.kv_cache import KvCache, token_bytes
 from anabranch.engines.torch_engine import TorchEngine
 from anabranch.errors import EngineError
-from anabranch.modeling.attention import NAME
-from anabranch.modeling.forward import LENGTH_BUCKET
+from anabranch.modeling.attention import NAME, CapturingNeighbourhood
+from anabranch.modeling.forward import LENGTH_BUCKET, run_row
 from anabranch.modeling.fused import fuse
 from anabranch.modeling.tiny import character_tokenizer, tiny_gpt_neox, tiny_llama, tiny_qwen3
-from anabranch.records import Request, Sampling, StopReason
+from anabranch.records import Request, Sampling, Segment, StopReason, StreamGraph
+from anabranch.structure.layout import lay_out
 
 pytest.register_assert_rewrite("conformance")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -107,6 +110,66 @@ def test_prompts_that_do_not_fit_together_are_computed_one_after_the_other(subje
     generate(subject.start(64), [request(length, 1, max_new_tokens=1) for length in (500, 450, 400, 300)])
     assert counter.passes == [960, 704]  # 500 + 450, 400 + 300: about 1024 at a time
     assert all(tokens % LENGTH_BUCKET == 0 for tokens in counter.passes)
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+def gigabytes(model, tokens: int) -> float:
+    return tokens * token_bytes(model) / 2**30
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_a_token_takes_as_many_bytes_as_are_stored_for_it(make):
+    model = subject_of(make).model
+    _, stream = run_row(model, lay_out(StreamGraph((Segment(np.arange(8)),))), CapturingNeighbourhood)
+    stored = sum(array[:, :8].nbytes for array in (*stream.keys_HTD, *stream.values_HTD))
+    assert token_bytes(model) * 8 == stored
+
+
+def test_answers_wait_until_their_keys_and_values_are_sure_to_fit(subject):
+    """A prompt of 30 tokens takes a bucket of 32, answers of 20 tokens take one each: room for 32 + 2 * 16 * 32."""
+    requests = [request(30, 40, max_new_tokens=20, stop_tokens=())]
+    counter = Counter(subject.model)
+    engine = TorchEngine(subject.model, subject.tokenizer, kv_gb=gigabytes(subject.model, 32 + 2 * 16 * 32))
+    assert answers(engine, requests) == answers(subject.start(128), requests)
+    assert counter.passes[: 1 + 19 + 19] == [64] + [32] * 19 + [16] * 19  # the prompt, 32 rows, then the other 8
+    counter.handle.remove()
+
+
+def test_an_answer_that_does_not_fit_is_sampled_alone(subject):
+    requests = [request(30, 3, max_new_tokens=5, stop_tokens=()), request(9, 1, max_new_tokens=5, stop_tokens=())]
+    counter = Counter(subject.model)
+    engine = TorchEngine(subject.model, subject.tokenizer, kv_gb=gigabytes(subject.model, 1))
+    assert answers(engine, requests) == answers(subject.start(128), requests)
+    assert counter.passes[: 2 + 4 * 4].count(16) == 4 * 4  # one bucket of rows, for one answer at a time
+    counter.handle.remove()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_memory_for_keys_and_values_stays_within_its_limit(subject, seed, monkeypatch):
+    """Many prompts and answers of all lengths: what all stores hold never exceeds what was allowed."""
+    rng = np.random.default_rng(seed)
+    requests = [
+        replace(
+            request(int(length), int(rng.integers(1, 9)), max_new_tokens=int(rng.integers(1, 40))), problem_key=str(i)
+        )
+        for i, length in enumerate(rng.integers(1, 90, 12))
+    ]
+    allowed = 2500
+    sizes = []
+    decode_step = KvCache.decode_step
+
+    def watched(cache):
+        stream = decode_step(cache)
+        stores = (cache._own, cache._prompts)
+        sizes.append(sum(array.nbytes for store in stores for array in (*store.keys, *store.values)))
+        return stream
+
+    monkeypatch.setattr(KvCache, "decode_step", watched)
+    engine = TorchEngine(subject.model, subject.tokenizer, kv_gb=gigabytes(subject.model, allowed))
+    generate(engine, requests)
+    assert allowed // 2 * token_bytes(subject.model) < max(sizes) <= allowed * token_bytes(subject.model)
 
 
 # --------------------------------------------------------------------------------------------------------- weights

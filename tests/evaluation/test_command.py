@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from anabranch.errors import CheckpointError, DataError, RunFolderError
+from anabranch.evaluation import held_out
 from anabranch.evaluation.command import evaluate
 from anabranch.modeling.tiny import character_tokenizer, tiny_llama
 from anabranch.recipe.io import from_yaml
@@ -45,6 +46,14 @@ def model(tmp_path_factory):
     tiny_llama(vocab_size=len(tokenizer), hidden=16, positions=256).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_batches():
+    """Batches of 2 problems with 4 samples each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held_out, "ANSWERS_A_BATCH", 8)
+        yield
 
 
 @pytest.fixture(scope="module")

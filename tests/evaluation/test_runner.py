@@ -9,6 +9,7 @@ import torch
 from anabranch.engines.requests import Asker
 from anabranch.engines.torch_engine import TorchEngine
 from anabranch.errors import RunFolderError
+from anabranch.evaluation import held_out
 from anabranch.evaluation.folder import EvaluationFolder, weights_digest
 from anabranch.evaluation.held_out import batches
 from anabranch.evaluation.report import accuracy_table, numbers, remarks, sizes, verdict_table
@@ -22,7 +23,7 @@ from anabranch.tasks.equality import MathChecker
 from anabranch.tasks.judge import Judge
 from anabranch.tracking.display import PlainDisplay
 
-SAMPLES, MAX_ROWS = 3, 3  # batches of 2 problems: 2 * 3 // 3
+SAMPLES = 3
 PROBLEMS = tuple(
     Problem(problem_key(question, answer), question, answer, "sums")
     for question, answer in (("1+1=", "2"), ("1+2=", "3"), ("2+2=", "4"), ("2+3=", "5"), ("0+0=", "0"))
@@ -53,6 +54,14 @@ class Interrupted(TorchEngine):
                 raise KeyboardInterrupt
             self.answers_left -= 1
             yield rollout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_batches():
+    """Batches of 2 problems: 6 answers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(held_out, "ANSWERS_A_BATCH", 2 * SAMPLES)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,11 +99,10 @@ def answered(world, judge, path, *, engine=None, settings=None, display=None):
         return answer_all(
             folder,
             asker,
-            engine or TorchEngine(model, tokenizer, max_rows=MAX_ROWS),
+            engine or TorchEngine(model, tokenizer, max_rows=3),
             judge,
             PROBLEMS,
             samples=SAMPLES,
-            max_rows=MAX_ROWS,
             display=display or Silent(),
         )
 
@@ -126,7 +134,7 @@ def test_an_evaluation_killed_at_any_byte_ends_with_the_same_bytes(world, judge,
 
 def test_an_interrupted_evaluation_keeps_whole_batches_and_goes_on(world, judge, whole, tmp_path):
     records, written = whole
-    engine = Interrupted(*world[:2], max_rows=MAX_ROWS)
+    engine = Interrupted(*world[:2], max_rows=3)
     engine.answers_left = 8  # the first batch has 6
     with pytest.raises(KeyboardInterrupt):
         answered(world, judge, tmp_path / "eval", engine=engine)
@@ -140,7 +148,7 @@ def test_an_interrupted_evaluation_keeps_whole_batches_and_goes_on(world, judge,
 
 def test_a_finished_evaluation_answers_nothing_again(world, judge, whole, tmp_path):
     answered(world, judge, tmp_path)
-    engine = Interrupted(*world[:2], max_rows=MAX_ROWS)  # would stop at the first answer
+    engine = Interrupted(*world[:2], max_rows=3)  # would stop at the first answer
     again = answered(world, judge, tmp_path, engine=engine)
     assert again.records == whole[0] and again.per_second is None
 
@@ -183,9 +191,9 @@ def test_the_fingerprint_of_weights_changes_with_one_bit():
     assert weights_digest(first) != weights_digest(second)
 
 
-def test_batches_fill_the_rows_twice_and_hold_whole_problems():
-    assert [len(part) for part in batches(PROBLEMS, SAMPLES, MAX_ROWS)] == [2, 2, 1]
-    assert [len(part) for part in batches(PROBLEMS, 100, MAX_ROWS)] == [1] * 5  # more samples than rows
+def test_batches_hold_whole_problems():
+    assert [len(part) for part in batches(PROBLEMS, SAMPLES)] == [2, 2, 1]
+    assert [len(part) for part in batches(PROBLEMS, 100)] == [1] * 5  # more samples than answers a batch
 
 
 # ------------------------------------------------------------------------------------------------------------ report

@@ -50,7 +50,7 @@ def model(request):
 def filled(model, rows: int, dtype: torch.dtype) -> KvCache:
     """Two prompts of 3 and 5 tokens; the rows answer them in turn."""
     rng = torch.Generator().manual_seed(0)
-    cache = KvCache(layers=2, max_rows=rows, dtype=dtype, device=torch.device("cpu"))
+    cache = KvCache(layers=2, dtype=dtype, device=torch.device("cpu"))
     for prompt, length in ((0, 3), (1, 5)):
         keys, values = ([torch.randn(2, length, 8, generator=rng).to(dtype) for _ in range(2)] for _ in range(2))
         cache.add_prompt(prompt, keys, values)

@@ -17,11 +17,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, app
 
 from anabranch.modeling import ops
 from anabranch.modeling.attention import attention_batch
+from anabranch.modeling.block_attention import AttentionBatch, attend_in_blocks
 from anabranch.modeling.ops import (
-    AttentionBatch,
     add_gated,
     add_projected,
-    attend_in_blocks,
     embed,
     hand_over,
     joined,

@@ -36,9 +36,9 @@ def metrics(folder: Path) -> list[dict]:
     return list(read_jsonl(folder / "metrics.jsonl"))
 
 
-def engine_over_a_copy(model, tokenizer, *, max_rows):
+def engine_over_a_copy(model, tokenizer, **limits):
     """An engine with weights of its own, that nobody keeps up to date."""
-    return TorchEngine(copy.deepcopy(model), tokenizer, max_rows=max_rows)
+    return TorchEngine(copy.deepcopy(model), tokenizer, **limits)
 
 
 def test_an_engine_that_missed_the_training_steps_is_caught(make_recipe, tmp_path, monkeypatch):
@@ -58,11 +58,11 @@ def test_a_copy_with_the_same_weights_passes(bare, tmp_path, monkeypatch):
 
 
 def test_the_limit_on_the_gap_can_be_set(bare, tmp_path, monkeypatch):
-    def slightly_off(model, tokenizer, *, max_rows):
+    def slightly_off(model, tokenizer, **limits):
         other = copy.deepcopy(model)
         with torch.no_grad():
             other.lm_head.weight.mul_(1.01)
-        return TorchEngine(other, tokenizer, max_rows=max_rows)
+        return TorchEngine(other, tokenizer, **limits)
 
     monkeypatch.setattr(run, "TorchEngine", slightly_off)
     assert "it may be at most 0.001" in stops(bare(), tmp_path / "strict")

@@ -133,7 +133,7 @@ def load_answerer(recipe: Recipe) -> Answerer:
     device = choose_device(recipe.model.device)
     tokenizer = load_tokenizer(recipe.model.source)
     model = load_streaming(recipe.model.source, choose_dtype(recipe.model.dtype, device), device)
-    engine = TorchEngine(model, tokenizer, max_rows=recipe.engine.max_rows)
+    engine = TorchEngine(model, tokenizer, max_rows=recipe.engine.max_rows, kv_gb=recipe.engine.kv_gb)
     return Answerer(recipe, tokenizer, model, engine, Asker(recipe, tokenizer, model))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from anabranch.modeling.forward import round_up
 
@@ -22,8 +23,24 @@ TOKEN_BUCKET = 32
 """Sizes are rounded up to these: CPU kernels are compiled for every shape, so few shapes must occur."""
 
 
+def token_bytes(model: PreTrainedModel) -> int:
+    """Memory that the keys and values of one token take in all layers."""
+    config = model.config.get_text_config(decoder=True).to_dict()
+    heads: int = config["num_attention_heads"]
+    size: int = config.get("head_dim") or config["hidden_size"] // heads
+    layers: int = config["num_hidden_layers"]
+    return 2 * layers * (config.get("num_key_value_heads") or heads) * size * int(model.dtype.itemsize)
+
+
+def stored_tokens(prompts: int, longest_prompt: int, rows: int, longest_answer: int) -> int:
+    """Tokens of room in a cache of so many prompts and rows: each has the room of the longest of its kind."""
+    return prompts * round_up(longest_prompt, TOKEN_BUCKET) + round_up(rows, ROW_BUCKET) * round_up(
+        longest_answer, TOKEN_BUCKET
+    )
+
+
 class _Store:
-    """Keys and values of every layer, [items, H, tokens, D], growing along items and tokens."""
+    """Keys and values of every layer, [items, H, tokens, D]."""
 
     def __init__(self, layers: int, dtype: torch.dtype, device: torch.device) -> None:
         self._layers = layers
@@ -32,18 +49,27 @@ class _Store:
         self.values: list[Tensor] = []
 
     def reserve(self, items: int, tokens: int, heads: int, size: int) -> None:
-        """Make room; what is stored stays where it is. Items grow by half at least, so that adding many is cheap."""
+        """Make room where there is too little; what is stored stays where it is."""
         if not self.keys:
             shape = (items, heads, tokens, size)
             for arrays in (self.keys, self.values):
                 arrays.extend(torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(self._layers))
         have = self.keys[0].shape
-        more_items = max(items - have[0], have[0] // 2) if items > have[0] else 0
-        more_tokens = max(0, tokens - have[2])
-        if more_items or more_tokens:
+        self._resize(max(items, have[0]), max(tokens, have[2]))
+
+    def fit(self, items: int, tokens: int) -> None:
+        """Give back the room beyond so many items and tokens."""
+        if self.keys:
+            have = self.keys[0].shape
+            self._resize(min(items, have[0]), min(tokens, have[2]))
+
+    def _resize(self, items: int, tokens: int) -> None:
+        have = self.keys[0].shape
+        more = (0, 0, 0, tokens - have[2], 0, 0, 0, items - have[0])
+        if any(more):
             for arrays in (self.keys, self.values):
                 for layer in range(self._layers):  # one layer at a time: never two copies of the whole store
-                    arrays[layer] = torch.nn.functional.pad(arrays[layer], (0, 0, 0, more_tokens, 0, 0, 0, more_items))
+                    arrays[layer] = torch.nn.functional.pad(arrays[layer], more)
 
     def move(self, source: int, target: int) -> None:
         """Overwrite item `target` with item `source`."""
@@ -54,8 +80,7 @@ class _Store:
 class KvCache:
     """What a decode step needs to know about the past of every row."""
 
-    def __init__(self, *, layers: int, max_rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._max_rows = round_up(max_rows, ROW_BUCKET)
+    def __init__(self, *, layers: int, dtype: torch.dtype, device: torch.device) -> None:
         self._device = device
         self._own = _Store(layers, dtype, device)
         self._prompts = _Store(layers, dtype, device)
@@ -63,6 +88,7 @@ class KvCache:
         self._prompt_lengths: list[int] = []
         self._row_prompts: list[int] = []  # row -> prompt id
         self._row_lengths: list[int] = []  # row -> own tokens
+        self._expected = 0, 0
         self._stale = True
 
     @property
@@ -70,11 +96,26 @@ class KvCache:
         """Rows in use."""
         return len(self._row_prompts)
 
+    @property
+    def prompts(self) -> Sequence[int]:
+        """Ids of the stored prompts."""
+        return tuple(self._prompt_ids)
+
+    def expect(self, prompts: int, longest: int) -> None:
+        """Say how many prompts will be stored together, and the tokens of the longest.
+
+        Room for them is made at once, and given back is what neither they nor the rows in use need.
+        """
+        self._expected = prompts, round_up(longest, TOKEN_BUCKET)
+        self._prompts.fit(*self._expected)
+        self._own.fit(round_up(self.num_rows, ROW_BUCKET), round_up(max(self._row_lengths, default=1), TOKEN_BUCKET))
+
     def add_prompt(self, prompt: int, keys_HPD: Sequence[Tensor], values_HPD: Sequence[Tensor]) -> None:
         """Store a prompt under an id, one array [H, P, D] a layer."""
         slot = len(self._prompt_ids)
         heads, length, size = keys_HPD[0].shape
-        self._prompts.reserve(slot + 1, round_up(length, TOKEN_BUCKET), heads, size)
+        count, tokens = self._expected
+        self._prompts.reserve(max(slot + 1, count), max(round_up(length, TOKEN_BUCKET), tokens), heads, size)
         for layer, (key, value) in enumerate(zip(keys_HPD, values_HPD, strict=True)):
             self._prompts.keys[layer][slot, :, :length] = key
             self._prompts.values[layer][slot, :, :length] = value
@@ -95,7 +136,7 @@ class KvCache:
 
     def add_row(self, prompt: int) -> None:
         """Start an answer to a stored prompt; it becomes the last row."""
-        assert self.num_rows < self._max_rows and prompt in self._prompt_ids
+        assert prompt in self._prompt_ids
         self._row_prompts.append(prompt)
         self._row_lengths.append(0)
         self._stale = True
@@ -103,7 +144,7 @@ class KvCache:
     def remove_row(self, row: int) -> None:
         """End a row; the last row takes its place."""
         last = self.num_rows - 1
-        if row != last:
+        if row != last and self._row_lengths[last]:  # a row without tokens may have no room yet
             self._own.move(last, row)
         for values in (self._row_prompts, self._row_lengths):
             values[row] = values[last]
@@ -118,7 +159,7 @@ class KvCache:
         rows = round_up(self.num_rows, ROW_BUCKET)
         tokens = round_up(max(self._row_lengths) + 1, TOKEN_BUCKET)
         _, heads, _, size = self._prompts.keys[0].shape
-        self._own.reserve(self._max_rows, tokens, heads, size)
+        self._own.reserve(rows, tokens, heads, size)
         if self._stale:
             self._arrange(rows)
             self._stale = False

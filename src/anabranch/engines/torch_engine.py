@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anabranch.engines.draw import draw, uniforms
-from anabranch.engines.kv_cache import ROW_BUCKET, KvCache
+from anabranch.engines.kv_cache import ROW_BUCKET, KvCache, stored_tokens, token_bytes
 from anabranch.errors import EngineError, explain
 from anabranch.modeling.attention import CapturingNeighbourhood, hidden_states
 from anabranch.modeling.decoding import DecodeWeights
@@ -33,6 +33,9 @@ from anabranch.structure.layout import concatenate, lay_out
 
 _PREFILL_TOKENS = 1024
 """Prompts are prefilled in packed rows of about this many tokens."""
+
+_ADMIT_SHARE = 0.25
+"""Answers are admitted when they make up this share of all then in flight: prompts are cheaper computed together."""
 
 _HEAD_ROWS = 128
 """Rows whose logits exist at the same time: more of them leave the cache of a CPU, and gain nothing elsewhere."""
@@ -56,14 +59,19 @@ class TorchEngine:
     Args:
         model: loaded with `attn_implementation=modeling.attention.NAME`; shared with the trainer.
         tokenizer: decodes answers.
-        max_rows: answers decoded at the same time.
+        max_rows: most answers decoded at the same time.
+        kv_gb: GB for keys and values of what is in flight. An answer is admitted if it is sure to fit with all of its
+            new tokens, or if nothing else is in flight.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_rows: int = 128) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_rows: int = 512, kv_gb: float = 2.0
+    ) -> None:
         self._model = model
         self._head = model.get_output_embeddings()
         self._tokenizer = tokenizer
         self._max_rows = max_rows
+        self._max_tokens = int(kv_gb * 2**30) // token_bytes(model)
         self._decoder: DecodeWeights | None = None
         self._decoder_stamp = -1
         self.load_weights(0)
@@ -129,7 +137,6 @@ class TorchEngine:
         unfinished = [request.num_samples for request in requests]
         cache = KvCache(
             layers=self._model.config.num_hidden_layers,
-            max_rows=min(self._max_rows, len(waiting)),
             dtype=self._model.dtype,
             device=self._model.device,
         )
@@ -137,9 +144,9 @@ class TorchEngine:
         rows: list[_Row] = []
         while waiting or rows:
             decoder = self._decode_weights()  # weights may have changed since the last token
-            free = self._max_rows - len(rows)
-            if waiting and (not rows or free >= max(1, self._max_rows // 4)):
-                admitted = [waiting.pop() for _ in range(min(free, len(waiting)))]
+            count = self._admissible(requests, waiting, [row.request for row in rows])
+            if waiting and (not rows or count >= min(len(waiting), _ADMIT_SHARE * (len(rows) + count))):
+                admitted = [waiting.pop() for _ in range(max(1, count))]
                 self._prefill(requests, admitted, prompt_hidden, cache)
                 hidden = torch.stack([prompt_hidden[index] for index, _ in admitted])
                 drawn = [_start(requests[index], index, sample) for index, sample in admitted]
@@ -164,6 +171,25 @@ class TorchEngine:
                     del prompt_hidden[row.request]
                 yield self._finish(requests[row.request], row, stop)
 
+    def _admissible(self, requests: Sequence[Request], waiting: Sequence[tuple[int, int]], rows: Sequence[int]) -> int:
+        """How many of those that wait, the next one last, may join `rows` (their requests' indices)."""
+        prompts = set(rows)
+        longest_prompt = max((len(requests[index].prompt_tokens) for index in prompts), default=0)
+        longest_answer = max((requests[index].sampling.max_new_tokens for index in prompts), default=0)
+        count = 0
+        for index, _ in reversed(waiting):
+            prompts.add(index)
+            longest_prompt = max(longest_prompt, len(requests[index].prompt_tokens))
+            longest_answer = max(longest_answer, requests[index].sampling.max_new_tokens)
+            total = len(rows) + count + 1
+            if (
+                total > self._max_rows
+                or stored_tokens(len(prompts), longest_prompt, total, longest_answer) > self._max_tokens
+            ):
+                break
+            count += 1
+        return count
+
     @torch.no_grad()
     def _prefill(
         self,
@@ -174,6 +200,8 @@ class TorchEngine:
     ) -> None:
         """Compute the prompts that are not in the cache yet, several in a packed row, each once for all its answers."""
         new = list(dict.fromkeys(index for index, _ in admitted if index not in prompt_hidden))
+        together = {*cache.prompts, *new}
+        cache.expect(len(together), max(len(requests[index].prompt_tokens) for index in together))
         with self._timed("prefill"):
             while new:
                 chunk = [new.pop(0)]

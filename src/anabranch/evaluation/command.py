@@ -145,11 +145,10 @@ def _measure(
     answered = answer_all(
         place,
         asker,
-        TorchEngine(model, tokenizer, max_rows=recipe.engine.max_rows),
+        TorchEngine(model, tokenizer, max_rows=recipe.engine.max_rows, kv_gb=recipe.engine.kv_gb),
         judge,
         data.problems,
         samples=settings.samples,
-        max_rows=recipe.engine.max_rows,
         display=display,
     )
     before = place.result or {}
@@ -177,6 +176,7 @@ def _settings(recipe: Recipe, settings: Evaluation, data: _Data, asker: Asker) -
         **{f"rollout.{name}": value for name, value in rollout.items()},
         **{f"model.{name}": value for name, value in recipe.model.model_dump(exclude={"source"}).items()},
         "engine.max_rows": recipe.engine.max_rows,
+        "engine.kv_gb": recipe.engine.kv_gb,
         "answer.timeout": recipe.answer.timeout,
         "checker": repr(data.task.checker),
         "problems": digest([problem.key for problem in data.problems]),

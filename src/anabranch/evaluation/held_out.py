@@ -15,8 +15,8 @@ from anabranch.tracking.display import Display
 COMMON_STEP = -1
 """`Request.step` of every evaluation: the same random numbers each time, so that differences are paired."""
 
-ROWS_A_BATCH = 2
-"""A batch of an evaluation holds about so many answers for every row of the engine."""
+ANSWERS_A_BATCH = 256
+"""Answers that an evaluation samples together: what is lost at most when it is interrupted."""
 
 
 def held_out_problems(recipe: Recipe, training: Task | None) -> tuple[Task, tuple[Problem, ...]]:
@@ -38,7 +38,7 @@ def held_out_problems(recipe: Recipe, training: Task | None) -> tuple[Task, tupl
     return training, training.held_out(settings.problems, recipe.seed)
 
 
-def batches(problems: Sequence[Problem], samples: int, max_rows: int) -> list[Sequence[Problem]]:
+def batches(problems: Sequence[Problem], samples: int) -> list[Sequence[Problem]]:
     """The problems in batches that are answered one after the other.
 
     What else is in a batch changes an answer's log-probs by rounding, and in bfloat16 that can change a token: an
@@ -47,9 +47,8 @@ def batches(problems: Sequence[Problem], samples: int, max_rows: int) -> list[Se
     Args:
         problems: in order.
         samples: answers a problem.
-        max_rows: rows of the engine.
     """
-    size = max(1, ROWS_A_BATCH * max_rows // samples)
+    size = max(1, ANSWERS_A_BATCH // samples)
     return [problems[start : start + size] for start in range(0, len(problems), size)]
 
 

@@ -35,7 +35,6 @@ def answer_all(
     problems: Sequence[Problem],
     *,
     samples: int,
-    max_rows: int,
     display: Display,
 ) -> Answers:
     """Sample and judge what is missing.
@@ -50,13 +49,12 @@ def answer_all(
         judge: of the task that the problems belong to.
         problems: distinct by key.
         samples: K, answers a problem.
-        max_rows: rows of the engine.
         display: shows a line a batch.
 
     Raises:
         RunFolderError: the folder holds other answers, or a batch could not be written; whole batches stay.
     """
-    parts = batches(problems, samples, max_rows)
+    parts = batches(problems, samples)
     records = folder.finished([[(p.key, sample) for p in part for sample in range(samples)] for part in parts])
     before, total = len(records), len(problems) * samples
     if before:

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from anabranch.errors import ModelError, explain
-from anabranch.modeling.ops import AttentionBatch, attend_in_blocks, statistics_dtype
+from anabranch.modeling.block_attention import AttentionBatch, attend_in_blocks
+from anabranch.modeling.ops import statistics_dtype
 from anabranch.records import Bool
 from anabranch.structure.blocks import QueryBlock, batches, query_blocks
 from anabranch.structure.layout import Layout, allowed
@@ -192,31 +193,3 @@ class CapturingNeighbourhood(RowNeighbourhood):
         self.keys_HTD.append(key[0])
         self.values_HTD.append(value[0])
         return super().attend(layer, query, key, value, scale)
-
-
-def attend_with_lse(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention that can be merged with another over different keys: also returns the log of the softmax denominator.
-
-    Args:
-        query: [..., Q, D].
-        key: [..., K, D].
-        value: [..., K, D].
-        bias: broadcastable to [..., Q, K]; 0 or -inf. Every query must see at least one key.
-        scale: factor on the dot products.
-
-    Returns:
-        attended [..., Q, D] in the value's dtype, and log-sum-exp [..., Q] in float32.
-    """
-    score = torch.matmul(query * scale, key.transpose(-1, -2)).float() + bias
-    lse = torch.logsumexp(score, dim=-1)
-    weight = torch.exp(score - lse.unsqueeze(-1)).to(value.dtype)
-    return torch.matmul(weight, value), lse
-
-
-def merge(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) -> Tensor:
-    """Attention over the union of two disjoint key sets, from the two attentions and their log-sum-exps.
-
-    Shapes: attended [..., D], log-sum-exp [...]. Exact up to rounding: weights exp(lse_i - lse_total).
-    """
-    share = torch.sigmoid(first_lse - second_lse).unsqueeze(-1)
-    return (first.float() * share + second.float() * (1 - share)).to(first.dtype)

@@ -190,8 +190,11 @@ class TorchEngine(Part):
 
     kind: Literal["torch"] = "torch"
     """What generates the answers."""
-    max_rows: StrictInt = Field(128, ge=1)
-    """Answers decoded at the same time."""
+    max_rows: StrictInt = Field(512, ge=1)
+    """Most answers decoded at the same time."""
+    kv_gb: StrictFloat = Field(2.0, gt=0)
+    """Memory for the keys and values of prompts and answers in flight, in GB; as many answers are decoded at the same
+    time as are sure to fit, and at least one."""
 
 
 # ------------------------------------------------------------------------------------------------------ algorithm

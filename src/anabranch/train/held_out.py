@@ -30,7 +30,7 @@ def evaluate(session: Session, state: RunState, stage: str) -> dict[str, Any]:
     clock = Clock()
     K = settings.samples
     verdicts: list[Verdict] = []
-    for problems in batches(session.held_out, K, session.recipe.engine.max_rows):
+    for problems in batches(session.held_out, K):
         requests = session.asker.requests(problems, K, COMMON_STEP)
         verdicts += session.answers(problems, requests, session.held_judge, clock)[1]
     values = [[verdict.value for verdict in verdicts[start : start + K]] for start in range(0, len(verdicts), K)]

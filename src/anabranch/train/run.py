@@ -193,7 +193,7 @@ def _session(
             tokenizer=tokenizer,
             model=model,
             optimizer=optimizer,
-            engine=TorchEngine(model, tokenizer, max_rows=recipe.engine.max_rows),
+            engine=TorchEngine(model, tokenizer, max_rows=recipe.engine.max_rows, kv_gb=recipe.engine.kv_gb),
         )
 
 
