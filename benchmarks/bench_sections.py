@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.duel import number
@@ -53,18 +54,24 @@ def _shares(found: Mapping[str, float]) -> str:
     return f"{100 * found['min']:.1f} to {100 * found['max']:.1f}"
 
 
-def breadth_outcome(kind: str, report: Report | None) -> Outcome:
-    """Whether the ratio of samples/s is reached; `kind` is `step` or `generate`."""
-    goal, name = BREADTH[kind], f"ratio/breadth/{kind}/samples_per_second"
-    if report is None or name not in report["summary"]:
-        return goal.missing()
-    ratio = report["summary"][name]
+def breadth_outcomes(kind: str, report: Report | None) -> Iterator[Outcome]:
+    """Whether the ratio of samples/s is reached with answers of each length; `kind` is `step` or `generate`."""
+    rows = [] if report is None else [row for row in report.get("breadth", []) if row["kind"] == kind]
+    if report is None or not rows:
+        yield BREADTH[kind].missing()
+        return
     asked = report["settings"]["breadth"]
-    found = {"model": report["settings"]["model"], **asked}
-    other = unlike(found, BREADTH_SIZES)
+    other = unlike({"model": report["settings"]["model"], **asked}, BREADTH_SIZES)
     if asked["prompt_tokens"] < BREADTH_PROMPT:
         other = ", ".join(filter(None, (other, f"prompts have {asked['prompt_tokens']} tokens, not {BREADTH_PROMPT}")))
-    return goal.outcome(ratio["median"], f"{Unit.TIMES.show(ratio['median'])} ({extremes(ratio)})", other)
+    for row in rows:
+        goal, ratio = (
+            replace(BREADTH[kind], what=f"{BREADTH[kind].what}, answers of {row['tokens']} tokens"),
+            row["ratio"],
+        )
+        computed = f"tokens computed {Unit.TIMES.show(row['computed_ratio'])}"
+        measured = f"{Unit.TIMES.show(ratio['median'])} ({extremes(ratio)}), {computed}"
+        yield goal.outcome(ratio["median"], measured, other)
 
 
 def growth_outcome(goal: Goal, axis: str, number_of: str, report: Report | None) -> Outcome:
@@ -185,9 +192,34 @@ def breadth_text(report: Report) -> Iterator[str]:
         f"{asked['wide']} answers on both sides, to prompts of {asked['prompt_tokens']} tokens. *wide*: all to one "
         f"prompt. *narrow*: {asked['narrow']} to each of {asked['wide'] // asked['narrow']}."
     )
-    for kind, name in (("generate", "Generation alone"), ("step", "The whole step")):
-        found = side_by_side(report, f"breadth/{kind}/", ("wide", "narrow"))
+    names = {"generate": "generation alone", "step": "the whole step"}
+    measured = report.get("breadth", [])
+    if measured:
+        rows = [
+            (
+                names[row["kind"]],
+                str(row["tokens"]),
+                *(middle(row[figure]) for figure in ("wide", "narrow", "ratio")),
+                Unit.TIMES.show(row["computed_ratio"]),
+            )
+            for row in measured
+        ]
+        columns = (
+            "",
+            "tokens an answer",
+            "wide, answers/s",
+            "narrow, answers/s",
+            "ratio",
+            "tokens computed, narrow/wide",
+        )
+        yield table(columns, rows)
+        yield (
+            "*tokens computed*: those that go through the model, prompts and answers, in prefill, decoding and "
+            "training. Were every token equally dear, the ratio would be this one: sharing by itself gives no more."
+        )
+    for row in measured:
+        found = side_by_side(report, f"breadth/{row['kind']}/{row['tokens']}/", ("wide", "narrow"))
         if found is not None:
-            yield f"{name}:"
+            yield f"In parts, {names[row['kind']]}, answers of {row['tokens']} tokens:"
             yield found
     yield from asked_text(report)

@@ -103,7 +103,9 @@ SECTIONS = (
     ),
     Section(
         "Breadth",
-        lambda results: (bench.breadth_outcome(kind, results.get("scale")) for kind in bench.BREADTH),
+        lambda results: (
+            outcome for kind in bench.BREADTH for outcome in bench.breadth_outcomes(kind, results.get("scale"))
+        ),
         (Part("scale", "bench-scale", (bench.breadth_text,)),),
     ),
     Section(

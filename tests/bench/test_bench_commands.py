@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from anabranch.bench.alone import serve
 from anabranch.bench.measure import Report
-from anabranch.bench.scale import AXES, growth, scale
+from anabranch.bench.scale import AXES, Breadth, breadths, growth, scale
 from anabranch.bench.train import exercise, ours, plain, products_of, tables
 from anabranch.bench.workloads import bench_recipe, load_learner
 from anabranch.cli.main import app
@@ -158,9 +158,43 @@ def test_sizes_are_measured_in_processes_of_their_own(tiny_model, tmp_path):
     stored = json.loads(path.read_text())
     (row,) = stored["growth"]["answers"]
     (run,) = stored["runs"]
+    assert "breadth" not in stored
     assert row["seconds"]["median"] == run["growth/1x4/grown/seconds"]
     assert run["growth/1x4/base/memory_peak_mb"] > 0
     assert stored["complete"]
+
+
+def test_breadth_has_a_row_for_every_kind_and_length_that_was_measured():
+    sides = {"wide": (8.0, 1000.0), "narrow": (4.0, 1500.0)}
+    runs = [
+        {f"breadth/step/16/{side}/samples_per_second": speed for side, (speed, _) in sides.items()}
+        | {f"breadth/step/16/{side}/computed_tokens": tokens for side, (_, tokens) in sides.items()}
+        | {"ratio/breadth/step/16/samples_per_second": ratio}
+        for ratio in (2.0, 2.0, 2.5)
+    ]
+    (row,) = breadths(runs, [64, 16])
+    assert (row["kind"], row["tokens"]) == ("step", 16)
+    assert (row["wide"]["median"], row["narrow"]["median"], row["ratio"]["max"]) == (8, 4, 2.5)
+    assert row["computed_ratio"] == 1.5  # 1500 / 1000
+
+
+def test_breadth_is_measured_with_answers_of_every_length(tiny_model, tmp_path, capsys):
+    overrides = ["prompt.instruction=", "model.device=cpu"]
+    recipe = bench_recipe(model=tiny_model, dtype="float32", threads=1, overrides=overrides, answers=2)
+    path = tmp_path / "scale.json"
+    breadth = Breadth(wide=4, narrow=2, prompt_tokens=60, tokens=[3])
+    scale(recipe, prompt_tokens=60, axes=[], doublings=0, breadth=breadth, repeats=1, path=path)
+    stored = json.loads(path.read_text())
+    assert stored["settings"]["breadth"] == {"wide": 4, "narrow": 2, "prompt_tokens": 60, "tokens": [3]}
+    generated, step = stored["breadth"]
+    assert (generated["kind"], step["kind"]) == ("generate", "step")
+    # 4 answers of 3 tokens: 2 prompts of 60 against one; a step computes all of it a second time in training
+    assert generated["computed_ratio"] == step["computed_ratio"] == (120 + 12) / (60 + 12)
+    run = {name: value for run in stored["runs"] for name, value in run.items()}
+    assert run["breadth/step/3/wide/computed_tokens"] == 2 * (60 + 12)
+    printed = capsys.readouterr().out
+    assert "tokens computed, narrow/wide" in printed
+    assert "breadth, generate/3" in printed
 
 
 def test_a_process_says_what_went_wrong_and_ends(tiny_model):

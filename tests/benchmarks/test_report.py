@@ -81,7 +81,7 @@ def bench_file(name, summary, runs=3, **parts):
             "tokens": 64,
             "prompt_tokens": 80,
             "plain_answers": 28,
-            "breadth": {"wide": 512, "narrow": 16, "prompt_tokens": 220},
+            "breadth": {"wide": 512, "narrow": 16, "prompt_tokens": 220, "tokens": [64, 16]},
         },
         "machine": {
             "started": "2026-01-02T03:04:05+00:00",
@@ -108,6 +108,11 @@ def growth(factor, time, memory):
     sizes = {"prompts": 8, "answers": 8 * factor, "factor": factor}
     spreads = {"seconds": spread_of(9.5, 10.5, 11.5), "memory_peak_mb": spread_of(800, 810, 820)}
     return {**sizes, **spreads, "time_against_linear": time, "memory_against_base": memory}
+
+
+def wider(kind, tokens):
+    speeds = {"wide": spread_of(9, 10, 11), "narrow": spread_of(4, 4.5, 5), "ratio": spread_of(1.9, 2.25, 2.5)}
+    return {"kind": kind, "tokens": tokens, **speeds, "computed_ratio": 1.21}
 
 
 def by_what(results, word):
@@ -173,13 +178,13 @@ def test_start_up_is_judged_by_seconds_and_not_by_the_ratio():
 
 def test_products_breadth_and_growth_come_from_the_bench_files():
     train = bench_file("train", {"ours/products_share": spread_of(0.6, 0.65, 0.8)})
-    ratios = {f"ratio/breadth/{kind}/samples_per_second": spread_of(1.9, 2.25, 2.5) for kind in ("step", "generate")}
     rows = {"answers": [growth(2, -0.05, 0.02), growth(4, 0.12, 0.04)], "prompts": [growth(2, 0.0, 0.3)]}
-    results = {"train": train, "scale": bench_file("scale", ratios, growth=rows)}
+    results = {"train": train, "scale": bench_file("scale", {}, growth=rows, breadth=[wider("generate", 64)])}
     products = by_what(results, "matrix products")
     assert (products.measured, products.verdict) == ("65.0 % (60.0 to 80.0)", "**not reached**: 5.0 points short of it")
-    breadth = by_what(results, "of generation")
-    assert (breadth.measured, breadth.verdict) == ("2.25x (1.9 to 2.5)", "reached")
+    breadth = by_what(results, "of generation, answers of 64 tokens")
+    assert (breadth.measured, breadth.verdict) == ("2.25x (1.9 to 2.5), tokens computed 1.21x", "reached")
+    assert by_what(results, "of the whole step").verdict == "not measured"
     slower = by_what(results, "linear, answers doubled")
     assert (slower.measured, slower.verdict) == (
         "+12.0 % at x 4, the worst of 2",
@@ -191,9 +196,19 @@ def test_products_breadth_and_growth_come_from_the_bench_files():
 
 
 def test_breadth_on_short_prompts_gets_no_verdict():
-    report = bench_file("scale", {"ratio/breadth/step/samples_per_second": spread_of(2, 2.1, 2.2)})
+    report = bench_file("scale", {}, breadth=[wider("step", 64)])
     report["settings"]["breadth"]["prompt_tokens"] = 80
     assert by_what({"scale": report}, "of the whole step").verdict == "no verdict: prompts have 80 tokens, not 200"
+
+
+def test_breadth_has_a_row_for_every_length_of_the_answers():
+    parts = {f"breadth/step/16/{side}/seconds": spread_of(1, 2, 3) for side in ("wide", "narrow")}
+    text = written({"scale": bench_file("scale", parts, breadth=[wider("step", 64), wider("step", 16)])}, {})
+    for tokens in (64, 16):
+        assert f"| the whole step | {tokens} | 10 (9 to 11) | 4.5 (4 to 5) | 2.25 (1.9 to 2.5) | 1.21x |" in text
+        assert f"of the whole step, answers of {tokens} tokens" in text
+    assert "In parts, the whole step, answers of 16 tokens:" in text
+    assert "answers of 64 tokens:" not in text  # nothing but the ratio is known of it
 
 
 # ------------------------------------------------------------------------------------------------------- the report

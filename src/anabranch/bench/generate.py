@@ -62,8 +62,10 @@ def generation(parts: Answerer, prompt_tokens: int) -> Callable[[int], Values]:
         answers = sample(parts.engine, requests)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         phases = {f"time/{name}": phase for name, phase in parts.engine.times.items()}
+        sampled = sum(answer.num_answer_tokens for answer in answers)
         return {
-            "tokens_per_second": sum(answer.num_answer_tokens for answer in answers) / seconds,
+            "tokens_per_second": sampled / seconds,
+            "computed_tokens": sum(len(request.prompt_tokens) for request in requests) + sampled,
             "samples_per_second": len(answers) / seconds,
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,

@@ -35,6 +35,7 @@ UNITS = {
     "seconds": "seconds",
     "cpu_seconds": "seconds",
     "samples_per_second": "answers/s",
+    "computed_tokens": "tokens",
     "computed_tokens_per_second": "tokens/s",
     "other": "seconds",
     "products_seconds": "seconds",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +34,10 @@ AXES: Mapping[str, Grow] = {
 """What doubles: answers a prompt, prompts a step, or all answers of a step (answers and prompts in turn)."""
 
 
+SIDES = ("wide", "narrow")
+"""Of breadth."""
+
+
 @dataclass(frozen=True)
 class Breadth:
     """The same number of answers from one prompt, or from many prompts."""
@@ -42,6 +48,8 @@ class Breadth:
     """Answers to each prompt on the narrow side; a divisor of `wide`."""
     prompt_tokens: int
     """Length of every prompt; what the wide side saves are prompts."""
+    tokens: Sequence[int]
+    """Lengths of the answers, compared one after the other: the shorter they are, the more of the work are prompts."""
 
 
 def scale(
@@ -75,7 +83,7 @@ def scale(
     recipe = recipe.but(model=settle(recipe.model))  # here, once: measured again in each process it could differ
     asked = {**settings(recipe, prompt_tokens, 1, repeats), "axes": list(axes), "doublings": doublings}
     if breadth is not None:
-        asked["breadth"] = {"wide": breadth.wide, "narrow": breadth.narrow, "prompt_tokens": breadth.prompt_tokens}
+        asked["breadth"] = {**asdict(breadth), "tokens": list(breadth.tokens)}
     report = Report("scale", asked, machine(recipe.model, load), path, tables=tables)
     with report:
         if doublings:
@@ -145,22 +153,53 @@ def growth(
 
 
 def _compare(report: Report, recipe: Recipe, breadth: Breadth, repeats: int) -> None:
-    """Wide and narrow in turns: generation first, then the whole step."""
+    """Wide and narrow in turns: generation of answers of every length first, then the whole step."""
     sizes = {"wide": (1, breadth.wide), "narrow": (breadth.wide // breadth.narrow, breadth.narrow)}
-    for kind in reversed(KINDS):
+    for kind, tokens in product(reversed(KINDS), breadth.tokens):
+        long = recipe.but(rollout=recipe.rollout.but(max_new_tokens=tokens))
+        name = f"breadth/{kind}/{tokens}"
         with ExitStack() as stack:
             sides = {
-                name: stack.enter_context(Alone(kind, sized(recipe, *size), breadth.prompt_tokens))
-                for name, size in sizes.items()
+                side: stack.enter_context(Alone(kind, sized(long, *size), breadth.prompt_tokens))
+                for side, size in sizes.items()
             }
-            for side in sides.values():
-                side.warm_up()
+            for process in sides.values():
+                process.warm_up()
             for number_of_run in range(repeats):
-                values = _named(f"breadth/{kind}", {name: side.run() for name, side in sides.items()})
-                speed = {name: values[f"breadth/{kind}/{name}/samples_per_second"] for name in sides}
-                values[f"ratio/breadth/{kind}/samples_per_second"] = speed["wide"] / speed["narrow"]
+                values = _named(name, {side: process.run() for side, process in sides.items()})
+                speed = {side: values[f"{name}/{side}/samples_per_second"] for side in sides}
+                values[f"ratio/{name}/samples_per_second"] = speed["wide"] / speed["narrow"]
+                report.parts["breadth"] = breadths([*report.runs, values], breadth.tokens)
                 report.add(values)
-                say(f"scale: {kind} of {breadth.wide} answers, wide and narrow, run {number_of_run + 1}/{repeats}")
+                what = f"{kind} of {breadth.wide} answers of {tokens} tokens"
+                say(f"scale: {what}, wide and narrow, run {number_of_run + 1}/{repeats}")
+
+
+def breadths(runs: Sequence[Mapping[str, float]], lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """What was measured of breadth, a row for generation and for the step with answers of each length.
+
+    `wide` and `narrow` are spreads of samples a second, `ratio` that of wide over narrow within each turn.
+    `computed_ratio` is narrow over wide in tokens that go through the model, prompts and answers, in prefill, decoding
+    and training: as many times as fast is the wide side if every token costs the same, so all that sharing by itself
+    can give.
+    """
+    found = []
+    for kind, tokens in product(reversed(KINDS), lengths):
+        name = f"breadth/{kind}/{tokens}"
+        mine = [run for run in runs if f"ratio/{name}/samples_per_second" in run]
+        if not mine:
+            continue
+        computed = {side: float(np.median([run[f"{name}/{side}/computed_tokens"] for run in mine])) for side in SIDES}
+        found.append(
+            {
+                "kind": kind,
+                "tokens": tokens,
+                **{side: spread([run[f"{name}/{side}/samples_per_second"] for run in mine]) for side in SIDES},
+                "ratio": spread([run[f"ratio/{name}/samples_per_second"] for run in mine]),
+                "computed_ratio": computed["narrow"] / computed["wide"],
+            }
+        )
+    return found
 
 
 def _named(prefix: str, values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -189,7 +228,20 @@ def tables(report: Report) -> list[TextTable]:
     columns = ("", "prompts x answers", "seconds", "time against linear", "peak MB", "memory against base")
     if rows:
         found.append(TextTable(title(report), columns, tuple(rows)))
-    for kind in reversed(KINDS):
-        table = side_by_side(report, f"breadth/{kind}/", ("wide", "narrow"), f"{title(report)}: breadth, {kind}")
-        found += [table] if table.rows else []
+    breadth = report.parts.get("breadth", [])
+    if breadth:
+        columns = ("breadth", "tokens", "wide, answers/s", "narrow, answers/s", "ratio", "tokens computed, narrow/wide")
+        figures = tuple(
+            (
+                row["kind"],
+                str(row["tokens"]),
+                *(number(row[figure]["median"]) for figure in (*SIDES, "ratio")),
+                number(row["computed_ratio"]),
+            )
+            for row in breadth
+        )
+        found.append(TextTable(title(report), columns, figures))
+    for row in breadth:
+        name = f"{row['kind']}/{row['tokens']}"
+        found.append(side_by_side(report, f"breadth/{name}/", SIDES, f"{title(report)}: breadth, {name}"))
     return found

@@ -49,6 +49,7 @@ def step_values(record: dict[str, Any], cpu_seconds: float) -> Values:
     return {
         "samples_per_second": record["generated_rollouts"] / seconds,
         "tokens_per_second": record["sampled_tokens"] / seconds,
+        "computed_tokens": record["prompt_tokens"] + record["sampled_tokens"] + record["packed_tokens"],
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         **phases,

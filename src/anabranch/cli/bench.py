@@ -44,64 +44,42 @@ class Axis(StrEnum):
     SAMPLES = "samples"
 
 
-@bench.command()
-def generate(
-    overrides: Overrides = None,
-    model: Model = SMOLLM2,
-    prompts: Prompts = 1,
-    answers: Answers = 64,
-    tokens: Tokens = 64,
-    prompt_tokens: PromptTokens = 80,
-    warmup: Warmup = 1,
-    repeats: Repeats = 5,
-    threads: Threads = 0,
-    dtype: Dtype = "auto",
-    json: Json = None,
-) -> None:
-    """Generation alone: tokens a second, and its phases."""
-    from anabranch.bench import generate as measure
-    from anabranch.bench.workloads import bench_recipe
+def _timed(name: str, prompts: int, answers: int, text: str) -> None:
+    """Make the command of a measurement that has no options of its own."""
 
-    recipe = bench_recipe(
-        model=model,
-        dtype=dtype,
-        threads=threads,
-        prompts=prompts,
-        answers=answers,
-        tokens=tokens,
-        overrides=overrides or (),
-    )
-    measure.generate(recipe, prompt_tokens=prompt_tokens, warmup=warmup, repeats=repeats, path=json)
+    @bench.command(name, help=text)
+    def command(
+        overrides: Overrides = None,
+        model: Model = SMOLLM2,
+        prompts: Prompts = prompts,
+        answers: Answers = answers,
+        tokens: Tokens = 64,
+        prompt_tokens: PromptTokens = 80,
+        warmup: Warmup = 1,
+        repeats: Repeats = 5,
+        threads: Threads = 0,
+        dtype: Dtype = "auto",
+        json: Json = None,
+    ) -> None:
+        from anabranch.bench.generate import generate
+        from anabranch.bench.step import step
+        from anabranch.bench.workloads import bench_recipe
+
+        recipe = bench_recipe(
+            model=model,
+            dtype=dtype,
+            threads=threads,
+            prompts=prompts,
+            answers=answers,
+            tokens=tokens,
+            overrides=overrides or (),
+        )
+        measure = {"generate": generate, "step": step}[name]
+        measure(recipe, prompt_tokens=prompt_tokens, warmup=warmup, repeats=repeats, path=json)
 
 
-@bench.command()
-def step(
-    overrides: Overrides = None,
-    model: Model = SMOLLM2,
-    prompts: Prompts = 8,
-    answers: Answers = 8,
-    tokens: Tokens = 64,
-    prompt_tokens: PromptTokens = 80,
-    warmup: Warmup = 1,
-    repeats: Repeats = 5,
-    threads: Threads = 0,
-    dtype: Dtype = "auto",
-    json: Json = None,
-) -> None:
-    """A full on-policy step: answers a second, its phases, peak memory."""
-    from anabranch.bench import step as measure
-    from anabranch.bench.workloads import bench_recipe
-
-    recipe = bench_recipe(
-        model=model,
-        dtype=dtype,
-        threads=threads,
-        prompts=prompts,
-        answers=answers,
-        tokens=tokens,
-        overrides=overrides or (),
-    )
-    measure.step(recipe, prompt_tokens=prompt_tokens, warmup=warmup, repeats=repeats, path=json)
+_timed("generate", 1, 64, "Generation alone: tokens a second, and its phases.")
+_timed("step", 8, 8, "A full on-policy step: answers a second, its phases, peak memory.")
 
 
 @bench.command()
@@ -158,11 +136,17 @@ def scale(
     axis: Annotated[
         list[Axis] | None, typer.Option(help="What doubles; may be given several times. Default: all.")
     ] = None,
-    doublings: Annotated[int, typer.Option(min=0, help="How often it doubles; 0: leave growth out.")] = 3,
+    doublings: Annotated[int, typer.Option(min=0, help="How often it doubles; 0: leave growth out.")] = 2,
     wide: Annotated[int, typer.Option(min=0, help="Breadth: answers to one prompt; 0: leave breadth out.")] = 512,
     narrow: Annotated[int, typer.Option(min=2, help="Breadth: answers to each of WIDE / NARROW prompts.")] = 16,
     wide_prompt_tokens: Annotated[int, typer.Option(min=1, help="Breadth: tokens of every prompt.")] = 220,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each size, after one that does not count.")] = 3,
+    wide_tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, help="Breadth: new tokens of every answer; may be given several times. Default: 64 and 16."
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each size, after one that does not count.")] = 2,
     threads: Threads = 0,
     dtype: Dtype = "auto",
     json: Json = None,
@@ -185,7 +169,7 @@ def scale(
         prompt_tokens=prompt_tokens,
         axes=axis or list(Axis),
         doublings=doublings,
-        breadth=measure.Breadth(wide, narrow, wide_prompt_tokens) if wide else None,
+        breadth=measure.Breadth(wide, narrow, wide_prompt_tokens, wide_tokens or (64, 16)) if wide else None,
         repeats=repeats,
         path=json,
     )
