@@ -1,15 +1,12 @@
 """The sides of the generation and start-up duels do the forced work, on a tiny model."""
 
 import json
-import string
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from anabranch.modeling.load import needs_conversion
-from anabranch.modeling.tiny import character_tokenizer, tiny_llama
 from benchmarks import generation, launcher, ours_generate
 from benchmarks.duel import ROOT, Side
 from benchmarks.generation import Peer, options, ours, play, prompt_tokens
@@ -19,32 +16,17 @@ from benchmarks.tune import Change
 PROMPT = [1, 9, 20, 12, 30]
 
 
-@pytest.fixture(autouse=True)
-def _torch_as_it_was():
-    """Loading as a run does sets torch's threads and asks for deterministic algorithms."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    tokenizer = character_tokenizer(string.ascii_letters + string.digits + " .:'")
-    tiny_llama(vocab_size=len(tokenizer), positions=256).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return str(path)
+pytestmark = pytest.mark.usefixtures("torch_as_it_was")
 
 
 @pytest.mark.parametrize("kind", ["ours", "transformers"])
-def test_a_side_samples_every_answer_to_its_full_length_and_other_ones_each_round(kind, folder):
+def test_a_side_samples_every_answer_to_its_full_length_and_other_ones_each_round(kind, tiny_model):
     if kind == "ours":
-        run = ours_generate.prepare({"model": folder, "dtype": "float32", "max_rows": 16})
+        run = ours_generate.prepare({"model": tiny_model, "dtype": "float32", "max_rows": 16})
     else:
-        run = transformers_generate.prepare({"model": folder, "dtype": "float32", "attention": "sdpa"})
+        run = transformers_generate.prepare({"model": tiny_model, "dtype": "float32", "attention": "sdpa"})
     rounds = [run({"prompt": PROMPT, "answers": 40, "tokens": 12, "round": number}) for number in (-1, 0, 0)]
-    # 480 draws from about 70 tokens: an end token that stopped an answer would be seen
+    # 480 draws from 100 tokens: an end token that stopped an answer would be seen
     assert [result["work"] for result in rounds] == [480, 480, 480]
     assert all(result["distinct"] > 30 for result in rounds)
     if kind == "ours":
@@ -60,11 +42,11 @@ def test_a_launch_is_timed_to_the_first_line():
         launcher.prepare({"command": [sys.executable, "-c", "raise SystemExit(3)"]})({})
 
 
-def test_a_fresh_process_of_ours_writes_the_first_token(folder, monkeypatch):
+def test_a_fresh_process_of_ours_writes_the_first_token(tiny_model, monkeypatch):
     monkeypatch.chdir(ROOT)
-    command = [sys.executable, "-m", "benchmarks.ours_first_token", folder, *map(str, PROMPT)]
+    command = [sys.executable, "-m", "benchmarks.ours_first_token", tiny_model, *map(str, PROMPT)]
     token, dtype = launcher.prepare({"command": command})({})["line"].split()
-    assert 0 <= int(token) < 80
+    assert 0 <= int(token) < 100
     assert dtype in ("float32", "bfloat16")
 
 
