@@ -91,10 +91,10 @@ def ours(model: str, answers: int, threads: int) -> Peer:
     side = Side(
         "anabranch",
         [".venv/bin/python", "-m", "benchmarks.ours_generate"],
-        {"model": model, "dtype": "bfloat16", "max_rows": min(answers, 128)},
+        {"model": model, "dtype": "bfloat16", "max_rows": answers},
         {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000"},  # as the command line sets it
     )
-    rows = [Change({"max_rows": rows}) for rows in (64, 256, 512) if rows <= answers and rows != min(answers, 128)]
+    rows = [Change({"max_rows": rows}) for rows in (64, 128, 256) if rows < answers]
     return Peer(side, [[Change({"dtype": "float32"})], rows], {})
 
 

@@ -54,7 +54,7 @@ def test_candidates_never_exceed_the_answers():
     (_, rows) = ours("model", 100, 2).axes
     assert [change.settings["max_rows"] for change in rows] == [64]
     (_, rows) = ours("model", 512, 2).axes
-    assert [change.settings["max_rows"] for change in rows] == [64, 256, 512]
+    assert [change.settings["max_rows"] for change in rows] == [64, 128, 256]
 
 
 def test_the_prompt_has_the_length_that_its_text_says():
