@@ -21,7 +21,8 @@ from benchmarks.worker import serve
 if TYPE_CHECKING:
     from anabranch.batching.credit import Credit
     from anabranch.records import Problem, Request, Rollout, Score
-    from anabranch.train.rl import Experience, Lesson
+    from anabranch.train.experience import Experience
+    from anabranch.train.rl import Lesson
     from anabranch.train.session import Learner
 
 ALIGNED = (
@@ -89,7 +90,7 @@ def prepare(settings: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, An
 
 def scored(problems: list[Problem], rollouts: list[Rollout]) -> Experience:
     """The answers with the rewards that both sides give."""
-    from anabranch.train.rl import experience_of
+    from anabranch.train.experience import experience_of
 
     return experience_of(problems, rollouts, [_score(rollout) for rollout in rollouts])
 

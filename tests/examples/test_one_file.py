@@ -22,8 +22,9 @@ from anabranch.tasks.judge import Judge
 from anabranch.tracking.display import PlainDisplay
 from anabranch.tracking.run_folder import RunFolder
 from anabranch.train.clock import Clock
+from anabranch.train.experience import gather
 from anabranch.train.optimizer import MasterOptimizer
-from anabranch.train.rl import gather, learn, prepare
+from anabranch.train.rl import learn, prepare
 from anabranch.train.session import Session
 
 FILE = Path(__file__).parents[2] / "examples" / "one_file.py"

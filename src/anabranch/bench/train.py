@@ -42,7 +42,8 @@ from anabranch.modeling.load import load_model
 from anabranch.recipe.tree import Recipe
 from anabranch.tracking.tables import TextTable
 from anabranch.train.clock import Clock
-from anabranch.train.rl import Experience, Lesson, experience_of, objective_of, prepare
+from anabranch.train.experience import Experience, experience_of
+from anabranch.train.rl import Lesson, objective_of, prepare
 from anabranch.train.session import Learner
 from anabranch.train.trainer import accumulate
 

@@ -31,9 +31,10 @@ from anabranch.sampling import uniform
 from anabranch.tasks.base import problem_key
 from anabranch.tracking.display import PlainDisplay
 from anabranch.train.clock import Clock
+from anabranch.train.experience import experience_of
 from anabranch.train.measure import Record, rl_record
 from anabranch.train.optimizer import MasterOptimizer, learning_rate
-from anabranch.train.rl import experience_of, learn, prepare
+from anabranch.train.rl import learn, prepare
 from anabranch.train.session import Learner
 from anabranch.train.state import RunState
 

@@ -20,7 +20,8 @@ from anabranch.train.state import RunState
 from anabranch.train.trainer import Update
 
 if TYPE_CHECKING:
-    from anabranch.train.rl import Experience, Lesson
+    from anabranch.train.experience import Experience
+    from anabranch.train.rl import Lesson
 
 Record = dict[str, object]
 
