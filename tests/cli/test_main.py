@@ -14,7 +14,7 @@ from anabranch import __version__
 from anabranch.cli import commands
 from anabranch.cli.main import app
 from anabranch.errors import RecipeError
-from anabranch.presets import PRESETS, load
+from anabranch.presets import PAPERS, PRESETS, load
 from anabranch.recipe.io import from_yaml, to_yaml
 from anabranch.recipe.tree import HubDataset, JsonLines, ReasoningGym, Sft
 
@@ -76,7 +76,7 @@ def test_version():
 
 def test_recipes_lists_every_preset_with_its_first_line():
     lines = run("recipes").output.splitlines()
-    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert [line.split()[0] for line in lines] == [*PRESETS, *PAPERS]
     assert "GRPO: a reward is compared with the other answers" in lines[list(PRESETS).index("grpo")]
 
 

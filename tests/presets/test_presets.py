@@ -5,8 +5,9 @@ import inspect
 import pytest
 
 from anabranch.errors import RecipeError
-from anabranch.presets import PRESETS, load
-from anabranch.recipe.io import to_yaml
+from anabranch.presets import PAPERS, PRESETS, load
+from anabranch.presets.laptop import LAPTOP
+from anabranch.recipe.io import from_yaml, to_yaml
 from anabranch.recipe.overrides import apply
 from anabranch.recipe.show import difference
 
@@ -36,6 +37,56 @@ def test_methods_are_the_rows_of_the_composition_table(name):
 def test_methods_differ_only_in_the_algorithm_and_the_updates_per_batch(name):
     paths = [path for path, _, _ in difference(load(name), load("lite_ppo"))]
     assert all(path.startswith("algorithm.") or path == "train.minibatches" for path in paths)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_the_scale_of_its_paper(name):
+    paper = load(f"{name}@paper")
+    assert paper == PAPERS[f"{name}@paper"]()
+    assert paper.name == f"{name}-paper"
+    assert from_yaml(to_yaml(paper)) == paper
+    assert from_yaml(to_yaml(load(name))) == load(name)
+    assert paper.algorithm == load(name).algorithm
+    assert paper.data.kind == paper.evaluation.data.kind == "hub"
+    assert paper.rollout.prompts * paper.rollout.per_problem >= 1024
+    assert paper.rollout.max_new_tokens >= 1024
+    assert paper.optim.lr == 1e-6
+    assert paper.model.source.count("/") == 1
+    assert "Scale" in inspect.getdoc(PRESETS[name])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_laptop_changes_its_overlay_and_nothing_else(name):
+    keys = [change.partition("=")[0] for change in PRESETS[name].changes]
+    for path, _, _ in difference(load(name), load(f"{name}@paper")):
+        assert any(path == key or path.startswith(f"{key}.") for key in keys), path
+        assert not path.startswith("algorithm.")
+    assert apply(load(f"{name}@paper"), PRESETS[name].changes).but(name=name) == load(name)
+
+
+def test_every_change_of_the_laptop_changes_some_method():
+    changed = {path for name in METHODS for path, _, _ in difference(load(name), load(f"{name}@paper"))}
+    for key in (change.partition("=")[0] for change in LAPTOP):
+        assert any(path == key or path.startswith(f"{key}.") for path in changed), key
+
+
+def test_the_setting_of_the_study_is_that_of_its_paper():
+    paper = load("lite_ppo@paper")  # "lite_ppo" section 2
+    rollout, optim = paper.rollout, paper.optim
+    assert (rollout.prompts, rollout.per_problem, rollout.max_new_tokens) == (128, 8, 8192)
+    assert (rollout.temperature, rollout.top_p, rollout.top_k) == (0.99, 0.99, 100)
+    assert (optim.lr, optim.weight_decay, optim.warmup, optim.schedule) == (1e-6, 0.0, 50, "constant")
+    assert (paper.steps, paper.save.every, paper.evaluation.every, paper.seed) == (500, 20, 1, 42)
+    assert (paper.train.minibatches, [(term.term, term.weight) for term in paper.reward]) == (1, [("accuracy", 1.0)])
+    for other in ("ppo_vanilla@paper", "reinforce_pp@paper"):
+        assert all(path.startswith("algorithm.") for path, _, _ in difference(load(other), paper))
+
+
+def test_only_methods_have_the_scale_of_a_paper():
+    with pytest.raises(RecipeError, match=r"found 'quickstart@paper'.*\n  fix: quickstart"):
+        load("quickstart@paper")
+    with pytest.raises(RecipeError, match=r"found 'lite_ppo@papers'.*\n  fix: lite_ppo@paper"):
+        load("lite_ppo@papers")
 
 
 @pytest.mark.parametrize("name", METHODS)

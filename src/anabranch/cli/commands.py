@@ -7,13 +7,13 @@ from itertools import count
 from pathlib import Path
 
 from anabranch.errors import RecipeError, explain
-from anabranch.presets import PRESETS, load
+from anabranch.presets import PAPERS, PRESETS, load
 from anabranch.presets.laptop import laptop
 from anabranch.recipe import show as display
 from anabranch.recipe.io import from_yaml
 from anabranch.recipe.overrides import apply
 from anabranch.recipe.text import inline
-from anabranch.recipe.tree import Algorithm, Evaluation, Recipe
+from anabranch.recipe.tree import Evaluation, Recipe
 
 RUNS = Path("runs")
 """Default home of run folders, below the working directory."""
@@ -131,10 +131,17 @@ def show(name: str, overrides: list[str], against: str | None, explain_keys: boo
 
 
 def recipes() -> None:
-    """Print the names of all presets, each with the first line of its description."""
-    width = max(map(len, PRESETS))
+    """Print the names of all presets with the first line of their descriptions, then those at a paper's scale."""
+    width = max(map(len, (*PRESETS, *PAPERS)))
     for name, preset in PRESETS.items():
         print(f"{name:<{width}}  {(inspect.getdoc(preset) or '').splitlines()[0]}")
+    for name, paper in PAPERS.items():
+        recipe = paper()
+        rollout = recipe.rollout
+        print(
+            f"{name:<{width}}  {recipe.model.source}, {rollout.prompts} x {rollout.per_problem} answers of up to "
+            f"{rollout.max_new_tokens} tokens"
+        )
 
 
 def free_folder(home: Path, name: str) -> Path:
@@ -150,7 +157,7 @@ def _announce(folder: Path) -> None:
 
 def _recipe_for(model: str) -> Recipe:
     """What a bare model is asked with: the defaults that all presets share."""
-    base = laptop("eval", Algorithm())
+    base = laptop(Recipe(name="eval"))
     return base.but(model=base.model.but(source=model), evaluation=Evaluation())
 
 

@@ -1,5 +1,5 @@
 """Recipes that have a name: functions that return one."""
 
-from anabranch.presets.catalog import PRESETS, load
+from anabranch.presets.catalog import PAPERS, PRESETS, load
 
-__all__ = ["PRESETS", "load"]
+__all__ = ["PAPERS", "PRESETS", "load"]

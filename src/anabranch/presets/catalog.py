@@ -8,7 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from anabranch.errors import RecipeError, explain
-from anabranch.presets import methods
+from anabranch.presets import many_updates, methods
+from anabranch.presets.published import PAPER, Method
 from anabranch.presets.quickstart import quickstart
 from anabranch.recipe.io import from_yaml
 from anabranch.recipe.tree import Recipe
@@ -20,12 +21,18 @@ PRESETS: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
         "reinforce_pp": methods.reinforce_pp,
         "grpo": methods.grpo,
         "dr_grpo": methods.dr_grpo,
-        "gspo": methods.gspo,
-        "cispo": methods.cispo,
+        "gspo": many_updates.gspo,
+        "cispo": many_updates.cispo,
         "lite_ppo": methods.lite_ppo,
     }
 )
-"""Every recipe that has a name. To add one: write a function that returns a recipe, and add it here."""
+"""Every recipe that has a name, as it runs on a laptop. To add one: write a function that returns a recipe (a method of
+a paper: a `Method`), and add it here."""
+
+PAPERS: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
+    {name + PAPER: preset.paper for name, preset in PRESETS.items() if isinstance(preset, Method)}
+)
+"""The same methods at the scale of their papers, as `lite_ppo@paper`."""
 
 FILE_ENDINGS = (".yaml", ".yml")
 
@@ -33,14 +40,17 @@ FILE_ENDINGS = (".yaml", ".yml")
 def load(name_or_path: str) -> Recipe:
     """The preset of that name, or the recipe in that YAML file (`.yaml`, `.yml`, or anything with a folder in it).
 
+    `lite_ppo` is what runs on a laptop, `lite_ppo@paper` the same method at the scale of its paper.
+
     Raises:
         RecipeError: no such preset, no such file, or a file that holds no valid recipe.
     """
-    if name_or_path in PRESETS:
-        return PRESETS[name_or_path]()
+    named = {**PRESETS, **PAPERS}
+    if name_or_path in named:
+        return named[name_or_path]()
     path = Path(name_or_path)
     if path.suffix in FILE_ENDINGS or len(path.parts) > 1 or path.is_file():
         return from_yaml(path)
-    close = get_close_matches(name_or_path, PRESETS, n=1)
+    close = get_close_matches(name_or_path, named, n=1)
     fix = close[0] if close else "see `anabranch recipes`, or name a YAML file"
     raise RecipeError(explain("the recipe", repr(name_or_path), f"presets are: {', '.join(PRESETS)}", fix))
