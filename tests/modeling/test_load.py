@@ -23,10 +23,10 @@ from transformers.utils import logging
 
 from anabranch.errors import ModelError
 from anabranch.modeling import load
+from anabranch.modeling.cache import cache_folder
 from anabranch.modeling.load import (
     BUILTIN,
     BUILTIN_VERSION,
-    cache_folder,
     context_length,
     encode_chat,
     load_model,

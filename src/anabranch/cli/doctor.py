@@ -139,7 +139,7 @@ def _additions() -> Table:
 
 
 def _model_cache() -> Table:
-    from anabranch.modeling.load import cache_folder
+    from anabranch.modeling.cache import cache_folder
 
     folder = cache_folder()
     table = _facts("Model cache")
@@ -149,7 +149,7 @@ def _model_cache() -> Table:
         size = sum(file.stat().st_size for file in model.rglob("*") if file.is_file())
         table.add_row(escape(model.name), f"{size / 1e6:.0f} MB")
     if not models:
-        table.add_row("", "empty: the built-in model is converted when it is first used")
+        table.add_row("", "empty: built-in models are made when they are first used")
     return table
 
 

@@ -24,7 +24,7 @@ from anabranch.evaluation.report import accuracy_table, numbers, overlap_numbers
 from anabranch.evaluation.runner import answer_all
 from anabranch.modeling.devices import choose_dtype, full_determinism, settle
 from anabranch.modeling.forward import load_streaming
-from anabranch.modeling.load import load_tokenizer
+from anabranch.modeling.load import load_tokenizer, prepare
 from anabranch.recipe.tree import Evaluation, Recipe
 from anabranch.records import Problem, Reason, Verdict
 from anabranch.tasks import answers
@@ -59,6 +59,7 @@ def evaluate(recipe: Recipe, run: Path | None, folder: Path) -> None:
         Judge(data.task.checker, *limits) as judge,
     ):
         gold = _submit_gold(data, judge)
+        prepare(source, display)
         display.phase(f"loading {source}")
         result = _measure(recipe, recipe.evaluation, source, data, place, judge, gold, display)
         place.write_result(result)

