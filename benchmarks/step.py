@@ -38,8 +38,8 @@ SHORT_SPIN = {"GOMP_SPINCOUNT": "1000"}
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """Environment with which the C library keeps freed memory, instead of having the system clear it again each time."""
 
-TRL_SETTINGS = Change({"dtype": "bfloat16", "attention": "eager", "micro_batch": 8}, env={**SHORT_SPIN, **KEEP_MEMORY})
-"""Played when nothing else is asked for: the fastest in trials with 4 prompts x 4 answers x 16 tokens on one core."""
+TRL_SETTINGS = Change({"dtype": "bfloat16", "autocast": True, "attention": "sdpa", "micro_batch": 8}, env=KEEP_MEMORY)
+"""Played when nothing else is asked for: the fastest that a search (`--tune`) found on two cores."""
 
 BATCHES = (8, 4, 16, 32, 64)
 """Micro-batches that are tried; the first is where the search begins."""
