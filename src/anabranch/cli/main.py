@@ -11,10 +11,13 @@ import typer
 from typer.core import TyperGroup
 
 from anabranch.cli.bench import bench
+from anabranch.cli.model import model
 from anabranch.errors import AnabranchError
 
 USER_ERROR = 2
 """Exit code of a mistake that the user can mend."""
+SOME_FAILED = 1
+"""Exit code of a study of which some runs failed; its report says which."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
@@ -155,6 +158,46 @@ def recipes() -> None:
 
 
 @app.command()
+def ablate(
+    recipe: Name,
+    overrides: Overrides = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS=A,B,C",
+            help="An axis and its values; may be given several times. recipe=grpo,lite_ppo compares methods.",
+        ),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:KEY=VALUE;...", help="One more arm with several changes; 'base:' has none."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="N or A,B,C", help="How many seeds, or which ones.")] = "5",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the CPU's threads.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: studies/NAME-HASH.")] = None,
+) -> None:
+    """Compare settings or methods: a grid of runs with several seeds, and a report. The first arm is the reference."""
+    from anabranch.study import command
+
+    asked = command.Asked(recipe, tuple(overrides or ()), tuple(vary or ()), tuple(arm or ()), seeds)
+    if command.ablate(asked, out, jobs):
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def report(
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="Folder of a study, or its results.json.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where the report goes. Default: into the folder.")] = None,
+) -> None:
+    """Write the report of a study again."""
+    from anabranch.study import command
+
+    command.report(study, out)
+
+
+@app.command()
 def doctor() -> None:
     """Look at this machine: versions, speed, what is installed and what is missing."""
     from anabranch.cli import doctor
@@ -163,6 +206,7 @@ def doctor() -> None:
 
 
 app.add_typer(bench)
+app.add_typer(model)
 
 
 def _with(overrides: list[str] | None, **options: float | None) -> list[str]:

@@ -1,0 +1,1 @@
+"""Studies: a grid of runs with several seeds, their comparison, and its report."""
