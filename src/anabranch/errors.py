@@ -8,6 +8,7 @@
     ├── ShapeError (ValueError)         an array does not have the shape its name promises
     ├── EngineError (RuntimeError)      an engine cannot do what it was asked
     ├── ProbeError (RuntimeError)       a start-of-run probe found a run that could not learn
+    ├── StarvationError (RuntimeError)  dynamic sampling found too few groups that teach
     ├── TrainingError (RuntimeError)    an optimizer step cannot be taken; the weights are as they were before it
     ├── CheckpointError (RuntimeError)  a checkpoint is missing, damaged or of another run
     └── RunFolderError (RuntimeError)   a run folder is in use, or holds another run
@@ -49,6 +50,10 @@ class EngineError(AnabranchError, RuntimeError):
 
 class ProbeError(AnabranchError, RuntimeError):
     """A start-of-run probe found a run that could not learn."""
+
+
+class StarvationError(AnabranchError, RuntimeError):
+    """Dynamic sampling reached its cap, or the end of the problems, with too few groups whose rewards differ."""
 
 
 class TrainingError(AnabranchError, RuntimeError):

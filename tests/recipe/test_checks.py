@@ -37,6 +37,46 @@ QUICK = load("quickstart")
         ),
         (QUICK, "algorithm.kl.coef=0.1", "algorithm.kl.coef: found 0.1", "algorithm.kl.kind=loss_k3"),
         (GRPO, "algorithm.kl.coef=0", "algorithm.kl.coef: found 0.0", "algorithm.kl.kind=none"),
+        (QUICK, "algorithm.kl.input_limit=10", "algorithm.kl.input_limit: found 10", "algorithm.kl.input_limit=null"),
+        (
+            QUICK,
+            "algorithm.kl.output_limit=10",
+            "algorithm.kl.output_limit: found 10",
+            "algorithm.kl.output_limit=null",
+        ),
+        (GRPO, "algorithm.kl.input_limit=20", "holds the log-ratio within +-20", "algorithm.kl.input_limit=null"),
+        (
+            GRPO,
+            "algorithm.kl.kind=loss_k2 algorithm.kl.input_limit=10 algorithm.kl.output_limit=50",
+            "the estimate never exceeds 50",
+            "algorithm.kl.output_limit=null",
+        ),
+        (
+            GRPO,
+            "algorithm.kl.input_limit=2 algorithm.kl.output_limit=4.5",  # e^2 - 2 - 1
+            "the estimate never exceeds 4.389",
+            "algorithm.kl.output_limit=null",
+        ),
+        (
+            GRPO,
+            "algorithm.kl.kind=reward_k1 algorithm.kl.input_limit=10 algorithm.kl.output_limit=10",
+            "the estimate never exceeds 10",
+            "algorithm.kl.output_limit=null",
+        ),
+        (QUICK, "algorithm.mismatch.low=0.9", "algorithm.mismatch.low: found 0.9", "algorithm.mismatch.low=0.5"),
+        (QUICK, "algorithm.mismatch.high=null", "algorithm.mismatch.high: found None", "algorithm.mismatch.kind=tis"),
+        (
+            QUICK,
+            "algorithm.mismatch={kind: icepop, low: null, high: null}",
+            "without a bound nothing is ever taken out",
+            "algorithm.mismatch.kind=tis",
+        ),
+        (
+            QUICK,
+            "algorithm.overlong.coef=-0.5",
+            "only kind stop_properly reads it",
+            "algorithm.overlong.kind=stop_properly",
+        ),
         (QUICK, "algorithm.overlong.buffer=8", "algorithm.overlong.buffer: found 8", "algorithm.overlong.buffer=null"),
         (
             QUICK,
@@ -97,6 +137,41 @@ QUICK = load("quickstart")
         (QUICK, "reward=[]", "reward: found no term", "reward=[{term: accuracy}]"),
         (QUICK, "reward.0.weight=0 reward.1={term: format, weight: 0}", "all weights 0", "reward.0.weight=1.0"),
         (GRPO, "steps=0", "nothing to do", "steps=10"),
+        (
+            QUICK,
+            "rollout.per_problem=1 algorithm.baseline=batch_mean rollout.dynamic.rounds=3",
+            "one answer cannot",
+            "rollout.dynamic=null",
+        ),
+        (QUICK, "rollout.dynamic.rounds=1", "rollout.dynamic.rounds: found 1", "rollout.dynamic.overdraw=2.0"),
+        (QUICK, "data.size=20 rollout.dynamic.overdraw=1.5", "asks 24 different problems", "data.size=24"),
+        (
+            QUICK,
+            "reward.1={term: cosine_length, low: 0.5}",
+            "reward.1.low: found 0.5",
+            "reward.1.low=-0.5",  # half below high=0
+        ),
+        (
+            QUICK,
+            "steps=10 reward.1={term: format} reward.1.schedule.start=10",
+            "reward.1.schedule: found a cycle that begins later",
+            "reward.1.schedule.start=0",
+        ),
+        (
+            QUICK,
+            "steps=10 reward.0.schedule={kind: cycle, on: 4, off: 2}",
+            "no term with a weight in force at RL step 4",
+            "reward.0.schedule.kind=constant",
+        ),
+        (QUICK, "algorithm.kl.reset.every=5", "no reference model to reset", "algorithm.kl.reset=null"),
+        (GRPO, "algorithm.kl.reset={}", "algorithm.kl.reset: found no cause", "algorithm.kl.reset.every=300"),
+        (GRPO, "algorithm.kl.reset.stall=2", "algorithm.kl.reset.stall: found 2", "evaluation.every=10"),
+        (
+            GRPO,
+            "algorithm.kl.reset.stall=2 evaluation.problems=8",
+            "algorithm.kl.reset.stall: found 2",
+            "evaluation.every=10",
+        ),
     ],
 )
 def test_a_setting_that_cannot_work_or_would_be_ignored_is_refused_with_a_fix(base, changes, where, fix):
@@ -116,6 +191,12 @@ def test_a_setting_that_cannot_work_or_would_be_ignored_is_refused_with_a_fix(ba
         ["algorithm.ratio=detached", "algorithm.clip.low=0.5"],  # a lower cap of the weight is honoured
         ["rollout.max_new_tokens=32", "algorithm.overlong.kind=soft", "algorithm.overlong.buffer=32"],
         ["algorithm.overlong.kind=stop_properly", "algorithm.overlong.coef=0"],
+        ["algorithm.overlong.kind=stop_properly", "algorithm.overlong.coef=-0.5"],
+        ["algorithm.kl={kind: loss_k2, coef: 0.1, input_limit: 20.0, output_limit: 10.0}"],
+        ["algorithm.kl={kind: loss_k3, coef: 0.1, input_limit: 10.0}"],
+        ["algorithm.kl={kind: reward_k1, coef: 0.1, output_limit: 10.0}"],
+        ["algorithm.mismatch={kind: tis, low: null, high: null}"],  # the bare importance weights
+        ["algorithm.mismatch={kind: sequence_mask, low: 0.999, high: 1.002}"],
         ["algorithm.scale=none", "algorithm.whiten=tokens", "algorithm.std=population"],
         ["train.minibatches=16"],
         ["steps=0"],  # the cold start alone
@@ -125,6 +206,12 @@ def test_a_setting_that_cannot_work_or_would_be_ignored_is_refused_with_a_fix(ba
         ["cold_start=null", "data.path=a.jsonl", "evaluation.data.path=b.jsonl"],
         ["data.path=a.jsonl", "evaluation.data.path=b.jsonl"],  # rows may bring a worked solution
         ["reward.1={term: format, weight: 0}"],  # weight 0 is a way to log a term
+        ["rollout.dynamic={}"],
+        ["rollout.dynamic={rounds: 1, overdraw: 1.5}", "train.minibatches=4"],
+        ["steps=10", "reward.0.schedule={kind: cycle, on: 4, off: 2}", "reward.1={term: format}"],  # one or the other
+        ["steps=0", "reward.0.schedule={kind: cycle, on: 4, off: 2}"],  # no RL step, no schedule
+        ["algorithm.kl={kind: loss_k2, coef: 1e-4}", "algorithm.kl.reset.every=300"],
+        ["algorithm.kl={kind: loss_k2, coef: 1e-4}", "algorithm.kl.reset.stall=1", "evaluation.every=5"],
     ],
 )
 def test_what_can_work_is_accepted(changes):
@@ -141,6 +228,7 @@ def test_all_problems_are_reported_at_once():
 def test_one_update_a_batch_is_allowed_and_noted():
     assert "algorithm.clip" in notes(QUICK)[0]
     assert notes(QUICK.but(train=QUICK.train.but(minibatches=2))) == []
+    assert notes(QUICK.but(train=QUICK.train.but(epochs=2))) == []
 
 
 @pytest.mark.parametrize(

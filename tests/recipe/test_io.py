@@ -33,6 +33,12 @@ def test_what_is_typed_and_what_is_written_is_read_back_exactly(value):
     assert "\n" not in inline(value)
 
 
+def test_only_true_and_false_are_truth_values():
+    """YAML 1.1 would read the key of a cycle as `True`."""
+    assert parse("on: 1\noff: [yes, No, y, true, False]") == {"on": 1, "off": ["yes", "No", "y", True, False]}
+    assert render({"on": 1, "off": "no"}) == "on: 1\noff: no\n"
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     name=st.sampled_from(sorted(PRESETS)),

@@ -6,7 +6,16 @@ from anabranch.errors import RecipeError
 from anabranch.presets import load
 from anabranch.recipe.overrides import apply
 from anabranch.recipe.show import difference
-from anabranch.recipe.tree import ColdStart, HubDataset, JsonLines, ReasoningGym, Recipe, RewardTerm
+from anabranch.recipe.tree import (
+    ColdStart,
+    CosineLength,
+    Cycle,
+    HubDataset,
+    JsonLines,
+    ReasoningGym,
+    Recipe,
+    RewardTerm,
+)
 
 GRPO = load("grpo")
 JSONL = apply(GRPO, ["data.path=a.jsonl", "data.question=q", "data.limit=50"])
@@ -109,6 +118,14 @@ def test_items_of_a_list_are_changed_and_added_by_index():
     changed = apply(GRPO, ["reward.1.term=format", "reward.0.weight=2", "reward.1.weight=0.5", "optim.betas.1=0.95"])
     assert changed.reward == (RewardTerm(weight=2.0), RewardTerm(term="format", weight=0.5))
     assert changed.optim.betas == (0.9, 0.95)
+
+
+def test_a_term_of_the_reward_becomes_another_one_only_by_name():
+    changed = apply(GRPO, ["reward.1={term: cosine_length, low: -1}", "reward.1.schedule.on=3", "reward.1.weight=0.5"])
+    assert changed.reward[1] == CosineLength(low=-1.0, weight=0.5, schedule=Cycle(on=3))
+    assert apply(changed, ["reward.1.term=format"]).reward[1] == RewardTerm(
+        term="format", weight=0.5, schedule=Cycle(on=3)
+    )
 
 
 def test_free_options_are_changed_one_by_one():

@@ -16,7 +16,7 @@ GRPO = load("grpo")
         (
             "rollout.per_prompt=4",
             "rollout.per_prompt: found an unknown key, but rollout has only: prompts, per_problem, temperature, top_p, "
-            "top_k, max_new_tokens, stop_strings\n  fix: rollout.per_problem=4",
+            "top_k, max_new_tokens, stop_strings, dynamic\n  fix: rollout.per_problem=4",
         ),
         (
             "optm.lr=2e-6",
@@ -52,7 +52,8 @@ GRPO = load("grpo")
         ),
         (
             "reward.0.term=acc",
-            "reward.0.term: found acc, but must be one of: accuracy, format\n  fix: reward.0.term=accuracy",
+            "reward.0.term: found acc, but must be one of: accuracy, format, cosine_length\n"
+            "  fix: reward.0.term=accuracy",
         ),
         (
             "rollout.stop_strings=[a, 3]",
@@ -60,7 +61,18 @@ GRPO = load("grpo")
         ),
         (
             "reward=accuracy",
-            "reward: found accuracy, but must be a list\n  fix: reward=[{term: accuracy, weight: 1.0}]",
+            "reward: found accuracy, but must be a list\n"
+            "  fix: reward=[{term: accuracy, weight: 1.0, schedule: {kind: constant}}]",
+        ),
+        (
+            "reward.0.low=-1",
+            "reward.0.low: found an unknown key, but reward.0 with term=accuracy or format has only: term, weight, "
+            "schedule\n  fix: reward.0.term=cosine_length reward.0.low=-1",
+        ),
+        (
+            "reward.1.weight=2",
+            "reward.1: found no term, but more than one would fit: accuracy, format, cosine_length\n"
+            "  fix: reward.1.term=accuracy",
         ),
         ("answer.extract=[]", "answer.extract: found [], but must not be empty\n  fix: answer.extract=[boxed, "),
         ("data.options.when=2020-01-01", "data.options.when: found datetime.date(2020, 1, 1), but must be plain data"),
@@ -75,7 +87,16 @@ def test_the_message_in_full(change, message):
 
 
 @pytest.mark.parametrize(
-    "change", ["rollout.per_prompt=4", "optm.lr=2e-6", "optim.lr=-1", "seconds=0", "data.question=q", "algorithm.std=x"]
+    "change",
+    [
+        "rollout.per_prompt=4",
+        "optm.lr=2e-6",
+        "optim.lr=-1",
+        "seconds=0",
+        "data.question=q",
+        "algorithm.std=x",
+        "reward.0.low=-1",
+    ],
 )
 def test_the_fix_can_be_pasted(change):
     with pytest.raises(RecipeError) as caught:

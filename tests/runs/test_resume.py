@@ -124,3 +124,46 @@ def test_a_killed_run_finds_its_reference_model_again(live, make_recipe, same_ru
         [{"phase": {"phase": phase, "count": count, "delay": delay}} for phase, count, delay in kills],
     )
     same_run(tmp_path / "whole", tmp_path / "run", logs=("rollouts",))
+
+
+@pytest.fixture(scope="module")
+def resetting(make_recipe, sums) -> str:
+    """Dynamic sampling, a scheduled reward, and a reference that is reset, as YAML."""
+    return to_yaml(
+        make_recipe(
+            "steps=6",
+            "optim.lr=1e-3",  # so little that groups still differ at the end
+            "rollout.dynamic.overdraw=1.25",
+            "train.minibatches=2",
+            "reward.2={term: cosine_length, schedule: {kind: cycle, on: 2, off: 1}}",
+            "algorithm.kl.reset={every: 2, stall: 3, moments: drop}",
+            f"evaluation={{problems: 2, samples: 1, every: 1, data: {{kind: jsonl, path: {sums / 'held_out.jsonl'}}}}}",
+            "save={every: 1, keep: 2}",
+            preset="grpo",
+        )
+    )
+
+
+def test_resets_and_dynamic_sampling_survive_a_kill_at_any_instant(live, resetting, same_run, tmp_path):
+    whole, run = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    for folder in (whole.parent, run.parent):
+        folder.mkdir()
+    assert live(path=whole, recipe=resetting, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    sampling = {"phase": r"rl: generating \d+/(20|16|12|8|4)$", "count": 30, "delay": 0.0}
+    kills = [
+        {"phase": sampling},
+        {"operation": ("open", "reference-000002.part")},  # written, not yet safe on disk
+        {"operation": ("os.rename", "reference-000002.part")},  # safe, without its name
+        {"operation": ("open", "reference-000002.json.part")},  # has its name, not yet its proof
+        {"operation": ("open", ".partial-step-000002/manifest.json")},  # no checkpoint names it yet
+        {"operation": ("os.remove", "reference.safetensors")},  # no checkpoint names the first one any more
+        {"operation": ("os.rename", "reference-000004.json.part")},
+        {"operation": ("os.rename", ".partial-step-000006")},
+    ]
+    live_through(live, resetting, run, kills)
+    same_run(whole, run)
+    names = [sorted(path.name for path in folder.glob("reference*")) for folder in (whole, run)]
+    assert names[0] == names[1]
+    assert {name.partition(".")[0] for name in names[0]} == {"reference-000004", "reference-000006"}
+    for name in names[0]:
+        assert (whole / name).read_bytes() == (run / name).read_bytes()

@@ -46,7 +46,7 @@ def test_weights_that_changed_under_way_are_both_named():
 def test_the_prompt_is_recorded_on_request_and_the_record_is_one_json_line():
     record = rollout_record(3, "rl", PROBLEM, rollout([5]), SCORE, prompt="<user>4 + 3 = ?")
     assert json.loads(encode(record)) == record
-    assert set(record) == set(RolloutRecord.__annotations__)
+    assert set(record) | {"dropped"} == set(RolloutRecord.__annotations__)  # for answers that were not kept
 
 
 def test_an_answer_to_another_problem_is_our_bug():

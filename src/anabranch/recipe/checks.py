@@ -5,11 +5,15 @@ A setting that would be ignored is refused, never skipped. All problems of a rec
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Iterator
 
 from anabranch.errors import RecipeError, explain
-from anabranch.recipe.tree import WORKED, HubDataset, JsonLines, ReasoningGym, Recipe
+from anabranch.recipe.collecting import COLLECTING
+from anabranch.recipe.tree import WORKED, HubDataset, JsonLines, Kl, Mismatch, ReasoningGym, Recipe
+
+K3_LIMIT = 20.0
+"""How far from 0 a log-ratio may be in k3: `anabranch.algo.ratio.LOG_RATIO_LIMIT`, which lies behind torch."""
 
 
 def check(recipe: Recipe) -> None:
@@ -18,8 +22,8 @@ def check(recipe: Recipe) -> None:
     Raises:
         RecipeError: with every problem found, each as where, found, needed, fix.
     """
-    topics = (_groups, _spread, _kl, _overlong, _loss, _reward, _training, _data, _evaluation, _cold_start)
-    problems = [text for topic in topics for text in topic(recipe)]
+    topics = (_groups, _spread, _kl, _mismatch, _overlong, _loss, _training, _data, _evaluation, _cold_start)
+    problems = [text for topic in (*topics, *COLLECTING) for text in topic(recipe)]
     if problems:
         raise RecipeError("\n".join(problems))
 
@@ -27,9 +31,9 @@ def check(recipe: Recipe) -> None:
 def notes(recipe: Recipe) -> list[str]:
     """What is allowed but may surprise, one sentence each, for `anabranch show`."""
     found = []
-    if recipe.train.minibatches == 1:
+    if recipe.train.minibatches == recipe.train.epochs == 1:
         found.append(
-            "train.minibatches=1: a rollout batch gives one update, at which the ratio is exactly 1; "
+            "train.minibatches=1, train.epochs=1: a rollout batch gives one update, at which the ratio is exactly 1; "
             "algorithm.ratio and algorithm.clip cannot matter"
         )
     return found
@@ -86,6 +90,40 @@ def _kl(recipe: Recipe) -> Iterator[str]:
             f"kl.kind '{kl.kind}' with weight 0 does nothing",
             "algorithm.kl.coef=0.001, or algorithm.kl.kind=none",
         )
+    yield from _kl_limits(kl)
+
+
+def _kl_limits(kl: Kl) -> Iterator[str]:
+    """A limit must be able to act: on something, and before another one does."""
+    if kl.kind == "none":
+        for name, limit in (("input_limit", kl.input_limit), ("output_limit", kl.output_limit)):
+            if limit is not None:
+                where = f"algorithm.kl.{name}"
+                yield explain(where, limit, "kl.kind none estimates nothing", f"{where}=null")
+        return
+    if kl.kind == "loss_k3" and kl.input_limit is not None and kl.input_limit >= K3_LIMIT:
+        need = f"loss_k3 holds the log-ratio within +-{K3_LIMIT:g} in any case"
+        yield explain("algorithm.kl.input_limit", kl.input_limit, need, "algorithm.kl.input_limit=null")
+    elif kl.input_limit is not None and kl.output_limit is not None:
+        x = kl.input_limit
+        largest = {"loss_k2": x * x / 2, "loss_k3": math.exp(min(x, K3_LIMIT)) - x - 1}.get(kl.kind, x)
+        if kl.output_limit >= largest:
+            need = f"with a log-ratio of at most {x:g} the estimate never exceeds {largest:.4g}"
+            yield explain("algorithm.kl.output_limit", kl.output_limit, need, "algorithm.kl.output_limit=null")
+
+
+def _mismatch(recipe: Recipe) -> Iterator[str]:
+    mismatch, default = recipe.algorithm.mismatch, Mismatch()
+    if mismatch.kind == "none":
+        for name, bound, usual in (("low", mismatch.low, default.low), ("high", mismatch.high, default.high)):
+            if bound != usual:
+                where = f"algorithm.mismatch.{name}"
+                fix = f"algorithm.mismatch.kind=tis, or {where}={usual}"
+                yield explain(where, bound, "mismatch.kind none has no weight to bound", fix)
+    elif mismatch.kind != "tis" and mismatch.low is None and mismatch.high is None:
+        need = "without a bound nothing is ever taken out"
+        fix = "algorithm.mismatch.high=5.0, or algorithm.mismatch.kind=tis for the bare weights"
+        yield explain("algorithm.mismatch.kind", mismatch.kind, need, fix)
 
 
 def _overlong(recipe: Recipe) -> Iterator[str]:
@@ -144,19 +182,6 @@ def _loss(recipe: Recipe) -> Iterator[str]:
             "a ratio is never below 0, so a bound of 1 - low <= 0 does nothing",
             "algorithm.clip.low=null",
         )
-
-
-def _reward(recipe: Recipe) -> Iterator[str]:
-    terms = recipe.reward
-    if not terms:
-        yield explain("reward", "no term", "at least one is needed", "reward=[{term: accuracy}]")
-    elif all(term.weight == 0 for term in terms):
-        yield explain("reward.0.weight", 0.0, "with all weights 0 nothing is learned", "reward.0.weight=1.0")
-    for name, count in Counter(term.term for term in terms).items():
-        if count > 1:
-            yield explain(
-                "reward", f"{count} terms '{name}'", "each term stands once", "add their weights up in one term"
-            )
 
 
 def _training(recipe: Recipe) -> Iterator[str]:

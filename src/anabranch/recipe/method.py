@@ -1,7 +1,8 @@
-"""How answers are sampled, rewarded and turned into a loss: the axes on which methods differ."""
+"""How answers are sampled and turned into a loss: the axes on which methods differ. Rewards: `recipe.reward`."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, StrictFloat, StrictInt
@@ -16,6 +17,23 @@ class Uniform(Part):
 
     kind: Literal["uniform"] = "uniform"
     """How problems are drawn."""
+
+
+class Dynamic(Part):
+    """Dynamic sampling (DAPO): groups whose rewards are all exactly equal are dropped, and other problems drawn, until
+    a step has `rollout.prompts` groups that differ.
+
+    All problems of a step are different. Groups beyond the ones needed are dropped too, those drawn last.
+    """
+
+    rounds: StrictInt = Field(10, ge=1)
+    """Most rounds of sampling a step, the first one included; then the run stops and says why."""
+    overdraw: StrictFloat = Field(1.0, ge=1)
+    """Problems drawn for each group that is missing, rounded up: more than 1 saves rounds and drops good groups."""
+
+    def problems_for(self, missing: int) -> int:
+        """How many problems a round draws when so many groups are missing."""
+        return math.ceil(missing * self.overdraw - 1e-9)  # 10 * 1.1 is a little more than 11
 
 
 class RolloutSettings(Part):
@@ -35,6 +53,8 @@ class RolloutSettings(Part):
     """An answer that is longer is cut here."""
     stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """An answer ends with the token that completes one of these texts."""
+    dynamic: Dynamic | None = None
+    """Draw other problems in place of those whose answers all get the same reward; None: train on what was drawn."""
 
 
 class TorchEngine(Part):
@@ -47,18 +67,6 @@ class TorchEngine(Part):
     kv_gb: StrictFloat = Field(2.0, gt=0)
     """Memory for the keys and values of prompts and answers in flight, in GB; as many answers are decoded at the same
     time as are sure to fit, and at least one."""
-
-
-# --------------------------------------------------------------------------------------------------------- reward
-
-
-class RewardTerm(Part):
-    """One term of the reward and its weight."""
-
-    term: Literal["accuracy", "format"] = "accuracy"
-    """accuracy: the verdict's value. format: 1 if a final answer was found, else 0."""
-    weight: StrictFloat = 1.0
-    """The reward is the sum of weight times term."""
 
 
 # ------------------------------------------------------------------------------------------------------ algorithm
@@ -78,13 +86,50 @@ class Clip(Part):
     """Dual clip: for A < 0 the objective is at least dual * A. None: off."""
 
 
+class Reset(Part):
+    """When the current weights become the reference model (ProRL, ProRLv2): at the first of these causes."""
+
+    every: StrictInt | None = Field(None, ge=1)
+    """So many RL steps after the reference was taken (ProRLv2: 200 to 500). None: never for this cause."""
+    spike: StrictFloat | None = Field(None, gt=0)
+    """After a step whose `kl_ref` is above this. None: never for this cause."""
+    stall: StrictInt | None = Field(None, ge=1)
+    """After so many evaluations in a row (`evaluation.every`) without a new best held-out accuracy. None: never for
+    this cause."""
+    moments: Literal["keep", "drop"] = "keep"
+    """What becomes of the optimizer's moments. keep: ProRLv2. drop: back to zero, ProRL."""
+
+
 class Kl(Part):
-    """Penalty for leaving the reference model (the weights at the start of RL)."""
+    """Penalty for leaving the reference model (the weights at the start of RL, or of its last reset)."""
 
     kind: Literal["none", "reward_k1", "loss_k1", "loss_k2", "loss_k3"] = "none"
     """reward_k1: subtracted from the reward token by token. loss_*: added to the loss, with that estimator."""
     coef: StrictFloat = Field(0.0, ge=0)
     """Weight of the penalty."""
+    input_limit: StrictFloat | None = Field(None, gt=0)
+    """The log-ratio to the reference is held within +- this before it is estimated; beyond it a KL loss has no
+    gradient (ProRLv2: 10). None: as it is, but for loss_k3, which always holds it within +-20."""
+    output_limit: StrictFloat | None = Field(None, gt=0)
+    """The estimate is held within +- this; beyond it a KL loss has no gradient (OpenRLHF: 10). None: as it is."""
+    reset: Reset | None = None
+    """When the reference is taken anew; None: never."""
+
+
+class Mismatch(Part):
+    """Correction for an engine whose probabilities are not quite the trainer's.
+
+    w = exp(log-prob of the trainer before the first update - log-prob recorded by the engine), a constant, multiplies
+    the policy loss of a token (not its KL, not its entropy bonus). Denominators stay as they are.
+    """
+
+    kind: Literal["none", "tis", "icepop", "sequence_mask"] = "none"
+    """tis: w held within the bounds (truncated importance sampling). icepop: w within the bounds, else 0.
+    sequence_mask: w, but 0 for answers the geometric mean of whose w is not within the bounds."""
+    low: StrictFloat | None = Field(0.5, gt=0, le=1)
+    """Lower bound (ProRLv2: 0.5; sequence_mask 0.999). None: none."""
+    high: StrictFloat | None = Field(5.0, ge=1)
+    """Upper bound (ProRLv2: 5; sequence_mask 1.002). None: none."""
 
 
 class Overlong(Part):
@@ -92,11 +137,11 @@ class Overlong(Part):
 
     kind: Literal["none", "filter", "soft", "stop_properly"] = "none"
     """filter: out of the loss, still in the statistics. soft: a length punishment added to the reward.
-    stop_properly: the reward of a cut answer is multiplied by `coef`."""
+    stop_properly: the reward of a cut answer is multiplied by `coef`, or is `coef` where that is below 0."""
     buffer: StrictInt | None = Field(None, ge=1)
     """soft: the punishment grows over the last so many tokens before the limit. None: a fifth of the limit."""
-    coef: StrictFloat = Field(0.0, ge=0, le=1)
-    """stop_properly: factor on the reward of a cut answer."""
+    coef: StrictFloat = Field(0.0, le=1)
+    """stop_properly: factor on the reward of a cut answer; below 0: its reward, whatever the answer (ProRLv2)."""
 
 
 class Algorithm(Part):
@@ -110,6 +155,8 @@ class Algorithm(Part):
     """How every standard deviation is taken: divided by n - 1 or by n."""
     whiten: Literal["none", "trajectories", "tokens"] = "none"
     """Whitening after baseline and scale, over answers or over tokens of the whole batch."""
+    advantage_clip: StrictFloat | None = Field(None, gt=0)
+    """The advantage of a token is held within +- this, after all that makes it. None: as it is."""
     ratio: Literal["token", "sequence", "detached"] = "token"
     """token: PPO. sequence: GSPO's geometric mean. detached: CISPO's clipped weight on a plain log-prob gradient."""
     clip: Clip = Clip()
@@ -120,5 +167,10 @@ class Algorithm(Part):
     """token_sum_constant: the divisor of each answer's token sum. None: `rollout.max_new_tokens`."""
     kl: Kl = Kl()
     """Penalty for leaving the reference model."""
+    entropy_coef: StrictFloat = Field(0.0, ge=0)
+    """Entropy bonus: so many times the mean entropy of the trained tokens, weighted as the policy loss, is subtracted
+    from the loss. 0: none."""
+    mismatch: Mismatch = Mismatch()
+    """Correction for an engine whose probabilities are not quite the trainer's."""
     overlong: Overlong = Overlong()
     """What happens to answers that were cut."""

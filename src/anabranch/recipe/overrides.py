@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from anabranch.errors import RecipeError, explain
-from anabranch.recipe.schema import forms, item, kind
+from anabranch.recipe.schema import by_mark, forms, item, marks, tag
 from anabranch.recipe.text import parse_value, reason
 from anabranch.recipe.tree import Recipe
 
@@ -27,6 +27,7 @@ def apply(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     A part with several forms, such as `data`, takes the form that `kind` names. Without `kind`, a form is chosen for
     the keys given: the present one if it has them all, otherwise the only other one that does (`data.path=gsm8k.jsonl`
     makes it `jsonl`). What the new form has no room for is dropped, unless it was given here: then it is an error.
+    A term of the reward has a `term` in place of `kind`, and becomes another one only where `term` says so.
 
     Raises:
         RecipeError: not of the form KEY=VALUE, an unknown key, a bad value, or a recipe that cannot work.
@@ -91,8 +92,8 @@ def _merge_part(choices: tuple[type[BaseModel], ...], start: Any, change: _Chang
         merged = present
     else:
         merged = {key: value for key, value in present.items() if key in form.model_fields or key in given}
-        if len(choices) > 1:
-            merged["kind"] = kind(form)
+        if len(choices) > 1 and merged.get(tag(choices)) not in marks(form, tag(choices)):
+            merged[tag(choices)] = marks(form, tag(choices))[0]
     for key, deeper in change.below.items():
         known = form.model_fields.get(key) if form else None
         below = f"{path}.{key}" if path else key
@@ -106,20 +107,19 @@ def _form(
     """Which form a part takes; `None` if validation shall say that there is none."""
     if len(choices) == 1:
         return choices[0]
-    by_kind = {kind(form): form for form in choices}
-    if "kind" in change.below:
-        return by_kind.get(change.below["kind"].value)
-    current = by_kind.get(present.get("kind"))
-    fitting = [form for form in choices if given - {"kind"} <= set(form.model_fields)]
-    if current is not None and (current in fitting or "kind" in given):
+    key, form_of = tag(choices), by_mark(choices)
+    if key in change.below:
+        return form_of.get(str(change.below[key].value))
+    current = form_of.get(str(present.get(key)))
+    fitting = [form for form in choices if given - {key} <= set(form.model_fields)]
+    if current is not None and (current in fitting or key in given or key != "kind"):
         return current
     if len(fitting) == 1:
         return fitting[0]
-    if fitting and current is None and "kind" not in given:
-        kinds = ", ".join(str(kind(form)) for form in fitting)
-        raise RecipeError(
-            explain(path, "no kind", f"more than one would fit: {kinds}", f"{path}.kind={kind(fitting[0])}")
-        )
+    if fitting and current is None and key not in given:
+        names = [mark for mark, form in form_of.items() if form in fitting]
+        need = f"more than one would fit: {', '.join(names)}"
+        raise RecipeError(explain(path, f"no {key}", need, f"{path}.{key}={names[0]}"))
     return current
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -32,11 +32,30 @@ def nullable(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation)
 
 
-def kind(form: type[BaseModel]) -> str | None:
-    """What `kind` says in this form; `None` for a part that has only one form."""
-    field = form.model_fields.get("kind")
-    choices = get_args(field.annotation) if field else ()
-    return choices[0] if len(choices) == 1 else None
+def tag(choices: tuple[type[BaseModel], ...]) -> str:
+    """The key that says which of several forms a part has: the first one that is a choice of names in all of them.
+
+    `kind` for most parts, `term` for terms of the reward.
+    """
+    common = (name for name in choices[0].model_fields if all(_names(form, name) for form in choices))
+    return next(common, "kind")
+
+
+def marks(form: type[BaseModel], key: str) -> tuple[str, ...]:
+    """What `key`, a `tag`, may say in this form: `("jsonl",)`, or `("accuracy", "format")`."""
+    return _names(form, key)
+
+
+def by_mark(choices: tuple[type[BaseModel], ...]) -> dict[str, type[BaseModel]]:
+    """The forms of a part by what its tag says, in order."""
+    key = tag(choices)
+    return {mark: form for form in choices for mark in marks(form, key)}
+
+
+def _names(form: type[BaseModel], key: str) -> tuple[str, ...]:
+    """The choices of a field, if it is a choice of names."""
+    field = form.model_fields.get(key)
+    return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
 
 
 @dataclass(frozen=True)
@@ -56,16 +75,16 @@ class Place:
 
 
 def locate(model: type[BaseModel], steps: tuple[int | str, ...]) -> Place:
-    """The place that pydantic's `loc` names. Pydantic puts the kind of a part into the path; here it is left out."""
+    """The place that pydantic's `loc` names. Pydantic puts the tag of a part into the path; here it is left out."""
     keys: list[str] = []
     place = Place("", None, (), "", None, model)
     siblings: tuple[type[BaseModel], ...] = (model,)
     for step in steps:
         choices = forms(place.annotation)
-        narrowed = [form for form in choices if kind(form) == step]
-        if len(choices) > 1 and narrowed:
+        narrowed = by_mark(choices).get(str(step)) if len(choices) > 1 else None
+        if narrowed is not None:
             siblings = choices
-            place = Place(place.path, place.owner, place.siblings, place.key, place.field, narrowed[0])
+            place = Place(place.path, place.owner, place.siblings, place.key, place.field, narrowed)
             continue
         keys.append(str(step))
         path = ".".join(keys)

@@ -1,4 +1,5 @@
-"""YAML as recipes use it: `2e-6` is a number, a key may stand only once, and nothing but plain data is ever built."""
+"""YAML as recipes use it: `2e-6` is a number, `on` and `no` are texts (as in YAML 1.2), a key may stand only once, and
+nothing but plain data is ever built."""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ import yaml
 _SCIENTIFIC = re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
 """Numbers that YAML 1.1 reads as text: `2e-6`, `1.5e3`."""
 _FLOAT = "tag:yaml.org,2002:float"
+_TRUTH = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+"""The only truth values; YAML 1.1 also has `yes`, `no`, `on` and `off`."""
+_BOOL = "tag:yaml.org,2002:bool"
 _LONG = 1_000_000
 """A line width that is never reached: values stay on one line."""
 
@@ -40,6 +44,12 @@ def _represent_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
 
 
 Dumper.add_representer(str, _represent_text)
+for _kind in (Loader, Dumper):
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+        for first, resolvers in _kind.yaml_implicit_resolvers.items()
+    }
+    _kind.add_implicit_resolver(_BOOL, _TRUTH, list("tTfF"))
 Loader.add_implicit_resolver(_FLOAT, _SCIENTIFIC, list("-+0123456789"))
 Dumper.add_implicit_resolver(_FLOAT, _SCIENTIFIC, list("-+0123456789"))
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from anabranch.errors import RecipeError, explain
-from anabranch.recipe.schema import Place, forms, kind, locate, nullable
+from anabranch.recipe.schema import Place, by_mark, forms, locate, marks, nullable, tag
 from anabranch.recipe.text import inline
 
 BOUNDS = {
@@ -133,12 +133,13 @@ def _unknown_key(place: Place, found: Any) -> str:
     above = place.path.rpartition(".")[0]
     prefix = f"{above}." if above else ""
     home = above or "the recipe"
-    tag = f" with kind={kind(owner)}" if len(place.siblings) > 1 else ""
-    need = f"{home}{tag} has only: {', '.join(owner.model_fields)}"
-    elsewhere = [str(kind(form)) for form in place.siblings if place.key in form.model_fields]
+    several, key = len(place.siblings) > 1, tag(place.siblings)
+    form = f" with {key}={' or '.join(marks(owner, key))}" if several else ""
+    need = f"{home}{form} has only: {', '.join(owner.model_fields)}"
+    elsewhere = [mark for mark, other in by_mark(place.siblings).items() if place.key in other.model_fields]
     close = get_close_matches(place.key, owner.model_fields, n=1)
     if elsewhere:
-        fix = f"{prefix}kind={elsewhere[0]} {assignments(place.path, found)}"
+        fix = f"{prefix}{key}={elsewhere[0]} {assignments(place.path, found)}"
     elif close:
         fix = assignments(prefix + close[0], found)
     else:
@@ -147,14 +148,13 @@ def _unknown_key(place: Place, found: Any) -> str:
 
 
 def _unknown_kind(place: Place, problem: str, found: Any) -> str:
-    kinds = [str(kind(form)) for form in forms(place.annotation)]
-    given = found.get("kind") if isinstance(found, Mapping) else None
+    key, form_of = tag(forms(place.annotation)), by_mark(forms(place.annotation))
+    names, where = list(form_of), f"{place.path}.{tag(forms(place.annotation))}"
+    given = found.get(key) if isinstance(found, Mapping) else None
     if problem == "union_tag_not_found" or given is None:
         keys = set(found) if isinstance(found, Mapping) else set()
-        fits = [str(kind(form)) for form in forms(place.annotation) if keys <= set(form.model_fields)]
-        guess = (fits or kinds)[0]
-        return explain(place.path, "no kind", f"one is needed: {', '.join(kinds)}", f"{place.path}.kind={guess}")
-    close = get_close_matches(str(given), kinds, n=1) or kinds
-    return explain(
-        f"{place.path}.kind", _found(given), f"must be one of: {', '.join(kinds)}", f"{place.path}.kind={close[0]}"
-    )
+        fits = [mark for mark, form in form_of.items() if keys <= set(form.model_fields)]
+        guess = (fits or names)[0]
+        return explain(place.path, f"no {key}", f"one is needed: {', '.join(names)}", f"{where}={guess}")
+    close = get_close_matches(str(given), names, n=1) or names
+    return explain(where, _found(given), f"must be one of: {', '.join(names)}", f"{where}={close[0]}")

@@ -11,9 +11,11 @@ from pydantic import Field, StrictFloat, StrictInt, model_validator
 from anabranch.recipe.method import (
     Algorithm,
     Clip,
+    Dynamic,
     Kl,
+    Mismatch,
     Overlong,
-    RewardTerm,
+    Reset,
     RolloutSettings,
     TorchEngine,
     Uniform,
@@ -29,6 +31,7 @@ from anabranch.recipe.problems import (
     Prompt,
     ReasoningGym,
 )
+from anabranch.recipe.reward import Constant, CosineLength, Cycle, Reward, RewardTerm
 from anabranch.recipe.training import (
     ColdStart,
     Evaluation,
@@ -45,11 +48,16 @@ __all__ = [
     "Answer",
     "Clip",
     "ColdStart",
+    "Constant",
+    "CosineLength",
+    "Cycle",
     "Data",
+    "Dynamic",
     "Evaluation",
     "HubDataset",
     "JsonLines",
     "Kl",
+    "Mismatch",
     "Model",
     "Optim",
     "Overlong",
@@ -58,6 +66,8 @@ __all__ = [
     "Prompt",
     "ReasoningGym",
     "Recipe",
+    "Reset",
+    "Reward",
     "RewardTerm",
     "RolloutSettings",
     "Save",
@@ -93,7 +103,7 @@ class Recipe(Part):
     """How many answers are sampled, and how."""
     engine: TorchEngine = TorchEngine()
     """What generates the answers."""
-    reward: tuple[RewardTerm, ...] = (RewardTerm(),)
+    reward: tuple[Reward, ...] = (RewardTerm(),)
     """The terms of the reward."""
     algorithm: Algorithm = Algorithm()
     """From rewards to a loss."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from anabranch.records import Rollout, Verdict
+from anabranch.recipe.reward import CosineLength, Reward
+from anabranch.records import Reason, Rollout, Verdict
 
 Term = Callable[[Rollout, Verdict], float]
 
@@ -21,4 +23,32 @@ def format(rollout: Rollout, verdict: Verdict) -> float:
 
 
 TERMS: Mapping[str, Term] = MappingProxyType({"accuracy": accuracy, "format": format})
-"""Every term by the name it has in a recipe."""
+"""The terms without settings, by the name they have in a recipe."""
+
+
+def cosine_length(length: int, max_length: int, low: float, high: float) -> float:
+    """ProRLv2's length term: low + (high - low) * (1 + cos(pi * t / T)) / 2, from `high` at t = 0 to `low` at t = T.
+
+    Args:
+        length: t, tokens of the answer; more than T count as T.
+        max_length: T > 0.
+        low: eta_min.
+        high: eta_max.
+    """
+    return low + (high - low) * (1.0 + math.cos(math.pi * min(length, max_length) / max_length)) / 2.0
+
+
+def value_of(term: Reward, rollout: Rollout, verdict: Verdict, max_new_tokens: int) -> float:
+    """The raw value of a term, before its weight.
+
+    Args:
+        term: as the recipe has it.
+        rollout: the answer.
+        verdict: on it.
+        max_new_tokens: the length limit.
+    """
+    if isinstance(term, CosineLength):
+        if term.only_correct and verdict.reason is not Reason.CORRECT:
+            return 0.0
+        return cosine_length(rollout.num_answer_tokens, max_new_tokens, term.low, term.high)
+    return TERMS[term.term](rollout, verdict)

@@ -6,6 +6,7 @@ exactly what the uninterrupted one would have drawn.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -58,6 +59,27 @@ def draw(state: UniformState, count: int) -> tuple[Int32, UniformState]:
         at_end = offset == state.num_problems
         state = replace(state, epoch=state.epoch + at_end, offset=0 if at_end else offset)
     return np.concatenate([np.zeros(0, np.int32), *parts]), state
+
+
+def draw_others(state: UniformState, count: int, taken: Collection[int]) -> tuple[list[int], UniformState]:
+    """The next `count` problems that are not among `taken`, each once, and the state after them.
+
+    What is passed over counts as drawn: where an epoch ends and the next begins within a step, the next one is shorter
+    by the problems that the step has already.
+
+    Returns:
+        Fewer than `count` indices if there are not so many others; then nothing else is left.
+    """
+    found: list[int] = []
+    seen = set(taken)
+    wanted = min(count, state.num_problems - len(seen))
+    while len(found) < wanted:
+        indices, state = draw(state, wanted - len(found))
+        for index in indices.tolist():
+            if index not in seen:
+                seen.add(index)
+                found.append(index)
+    return found, state
 
 
 def order(num_problems: int, seed: int, epoch: int) -> Int32:

@@ -62,6 +62,7 @@ def _registry() -> Iterable[Metric]:
         "reward",
         ("reward", "reward", "Mean reward over the sampled answers: the weighted sum of the parts."),
         ("reward/<term>", "reward", "Mean raw value of one reward term, before its weight."),
+        ("reward_weight/<term>", "weight", "Weight of the term at this step; 0: its schedule has it out of force."),
         ("accuracy", "share", "Answers whose verdict is `correct`."),
         ("verdict/<reason>", "share", f"Answers with this reason code ({', '.join(Reason)}); they add up to 1."),
         (
@@ -87,11 +88,12 @@ def _registry() -> Iterable[Metric]:
             "Largest magnitude over tokens, as the loss uses it (after KL and whitening): a batch whose rewards nearly "
             "agree shows here.",
         ),
+        ("advantage_clipped", "share", "Tokens whose advantage was clipped. Only with `algorithm.advantage_clip`."),
         (
             "zero_advantage",
             "share",
-            "Answers whose every token has advantage exactly 0 in the loss: without a KL loss they teach nothing (and "
-            "count as denominator).",
+            "Answers whose every token has advantage exactly 0 in the loss: without a KL loss or an entropy bonus they "
+            "teach nothing (and count as denominator).",
         ),
         ("dead_groups", "share", "Groups whose rewards are all the same."),
         ("dead_groups_right", "share", "Of all groups, those dead with every answer correct: too easy."),
@@ -105,6 +107,11 @@ def _registry() -> Iterable[Metric]:
             "loss",
             "The KL term's part of `loss`, coefficient included. Only with a KL in the loss.",
         ),
+        (
+            "loss_entropy",
+            "loss",
+            "The entropy bonus's part of `loss`, coefficient and sign included: never positive. Only with one.",
+        ),
         ("entropy", "nats", "Entropy of the policy's next-token distribution, mean over trained tokens."),
         (
             "clip_low",
@@ -117,6 +124,19 @@ def _registry() -> Iterable[Metric]:
         ("ratio_max", "ratio", "Largest pi / pi_old."),
         ("kl_old_k1", "nats", "KL(old, new) a token by k1 = -log(pi / pi_old). May be negative."),
         ("kl_old_k3", "nats", "The same by k3 = pi/pi_old - 1 - log(pi / pi_old). Never negative, less noisy."),
+        (
+            "reference_age",
+            "steps",
+            "RL steps since the reference was taken, at the start of this step: 0 right after. Only with "
+            "`algorithm.kl.reset`.",
+            "int",
+        ),
+        (
+            "reference_reset",
+            "cause",
+            "The reference was taken anew right before this step: `steps`, `spike` or `stall` says why. Only then.",
+            "str",
+        ),
         ("kl_ref", "nats", "KL to the reference a token, by the estimator of the recipe. Only with a KL term."),
         ("grad_norm", "norm", "Global gradient norm before clipping; mean over the optimizer steps."),
         ("lr", "rate", "Learning rate of the step: all its optimizer steps have the same."),
@@ -127,22 +147,54 @@ def _registry() -> Iterable[Metric]:
         ("answer_length_min", "tokens", "Shortest.", "int"),
         ("answer_length_max", "tokens", "Longest.", "int"),
         ("truncated", "share", "Answers cut at the length limit."),
+        (
+            "repeat_ratio",
+            "share",
+            "Of the answers cut there, those that had fallen into a loop: at least half of the answer, up to the "
+            "cut, is one piece three times in a row or more. Only where answers were cut.",
+        ),
     )
     yield from _group(
         "accounting",
-        ("generated_rollouts", "answers", "Sampled in this step; always trained + skipped + filtered.", "int"),
+        ("generated_rollouts", "answers", "Sampled in this step: trained + skipped + filtered + dropped.", "int"),
         ("trained_rollouts", "answers", "Packed and back-propagated.", "int"),
         ("skipped_rollouts", "answers", "Advantage 0: not packed, but counted in every denominator.", "int"),
         ("filtered_rollouts", "answers", "Taken out of the loss by a rule (overlong filter); not counted.", "int"),
+        (
+            "dropped_rollouts",
+            "answers",
+            "Answers of the groups that dynamic sampling left out. Only with `rollout.dynamic`, as the next four.",
+            "int",
+        ),
+        ("groups_drawn", "groups", "Problems asked in all rounds of the step.", "int"),
+        ("groups_kept", "share", "Groups that the step learns from, of those drawn: the pass rate.", "float"),
+        ("groups_surplus", "groups", "Groups that differ, and were dropped because the step had enough.", "int"),
+        ("sampling_rounds", "rounds", "Rounds of sampling until the step had its groups.", "int"),
         ("sampled_tokens", "tokens", "Drawn by the engine.", "int"),
-        ("trained_tokens", "tokens", "With a loss term.", "int"),
-        ("packed_tokens", "tokens", "That went through forward and backward, shared prompts once.", "int"),
+        ("trained_tokens", "tokens", "With a loss term; once, however many passes (`train.epochs`).", "int"),
+        ("packed_tokens", "tokens", "That went through forward and backward, shared prompts once; of one pass.", "int"),
         ("prompt_tokens", "tokens", "Of all prompts, each once whatever its number of answers.", "int"),
     )
     yield from _group(
         "engine",
         ("engine_gap_mean", "nats", "Mean of |engine_logprob - trainer log-prob| over sampled trained tokens."),
         ("engine_gap_max", "nats", "Largest. A gap that grows over the steps is a bug or a too coarse dtype."),
+        (
+            "mismatch_gap",
+            "nats",
+            "Mean of |old log-prob - engine_logprob| over trained tokens, all updates. Only with `algorithm.mismatch`.",
+        ),
+        (
+            "mismatch_bounded",
+            "share",
+            "Trained tokens whose mismatch weight was held at a bound (tis) or set to 0. Only with "
+            "`algorithm.mismatch`.",
+        ),
+        (
+            "mismatch_dropped",
+            "share",
+            "Trained answers all of whose tokens got mismatch weight 0. Only with `algorithm.mismatch`.",
+        ),
     )
     yield from _group(
         "machine",
@@ -207,8 +259,12 @@ def validate(record: Mapping[str, Any]) -> None:
     parts = [f"{part}_rollouts" for part in ("generated", "trained", "skipped", "filtered")]
     if all(part in record for part in parts):
         generated, *kinds = (record[part] for part in parts)
+        kinds.append(record.get("dropped_rollouts", 0))
         if generated != sum(kinds):
-            raise ValueError(f"metric 'generated_rollouts' is {generated}, but trained + skipped + filtered is {kinds}")
+            found = " + ".join(map(str, kinds))
+            raise ValueError(
+                f"metric 'generated_rollouts' is {generated}, but trained + skipped + filtered + dropped is {found}"
+            )
 
 
 def _check_value(name: str, metric: Metric, value: object) -> None:
@@ -237,17 +293,22 @@ This page is made from the registry in `src/anabranch/tracking/metrics.py`
 (`python -m anabranch.tracking.metrics > docs/metrics.md`); a test holds the two equal, and a record with a name that is
 not listed here is refused when it is written.
 
-A run folder holds three logs, one JSON object a line:
+A run folder holds these logs, one JSON object a line:
 
 * `metrics.jsonl`: one record a training step, with the numbers below. A number that a step does not have (`kl_ref`
   without a KL term, anything about answers in the cold start) is left out, never written as zero.
 * `rollouts.jsonl`: one record a sampled answer: `step`, `stage`, problem `key`, `sample`, `source`, `question`,
   `prompt` (the whole prompt as the model got it, where it was recorded), `answer`, `verdict` (reason code), `detail`,
-  `extracted`, `gold`, `parts` (raw reward terms), `reward`, `stop`, `tokens`, `policy_versions`.
+  `extracted`, `gold`, `parts` (raw reward terms), `reward`, `stop`, `tokens`, `policy_versions`; and `dropped`
+  (`agrees`, `surplus`) where dynamic sampling left the answer's group out of the step.
 * `evaluations.jsonl`: one record an evaluation: `step`, `stage` (`before`, `cold_start`, `sft`, `rl`),
   `policy_version`, `num_problems`, `num_samples`, `level`, `estimates` (`mean@2`: `value`, `low`, `high`),
   `per_problem` (mean of each held-out problem, in their order), and `change` (paired difference to an earlier stage)
   where there is one.
+* `clipped_tokens.jsonl`: one record an RL step in which the clip acted on a token, in any of its updates: `step`,
+  `policy_version`, and for each bound that acted (`low`, `high`, `dual`) how often (`count`), on how many different
+  tokens (`kinds`), and the 20 most frequent ones (`tokens`: id `token`, `text`, `count`, and `starts`: how often of
+  those it was the first token of an answer, a sentence or a line).
 
 How to read a run in one minute:
 
@@ -256,7 +317,9 @@ How to read a run in one minute:
 * **Is it healthy?** `entropy` falls slowly, not to zero; `truncated` stays low; `grad_norm` has no spikes;
   `ratio_max` and the clip shares stay moderate; `engine_gap_mean` does not grow.
 * **Is every answer accounted for?** `generated_rollouts` = `trained_rollouts` + `skipped_rollouts` +
-  `filtered_rollouts`, checked at every step.
+  `filtered_rollouts` + `dropped_rollouts`, checked at every step.
+* **What does dynamic sampling hide?** Nothing: rewards, verdicts, dead groups and lengths are those of every answer
+  sampled; `reward_std`, `sigma_batch`, the advantages and the policy's numbers are those of the groups that were kept.
 * **Where does the time go?** The `time/...` phases against `time/step`.
 
 Numbers of the group *machine* depend on the clock; all others are the same, bit for bit on CPU, in a run that was

@@ -35,10 +35,20 @@ class RolloutRecord(TypedDict):
     """Of the answer."""
     policy_versions: list[int]
     """Of the weights that drew the answer's tokens, ascending; more than one if they changed under way."""
+    dropped: NotRequired[str]
+    """Why dynamic sampling left the answer's group out of the step: `agrees` (its rewards are all the same) or
+    `surplus` (the step had enough without it). Not there for answers that were kept."""
 
 
 def rollout_record(
-    step: int, stage: str, problem: Problem, rollout: Rollout, score: Score, *, prompt: str | None = None
+    step: int,
+    stage: str,
+    problem: Problem,
+    rollout: Rollout,
+    score: Score,
+    *,
+    prompt: str | None = None,
+    dropped: str | None = None,
 ) -> RolloutRecord:
     """Gather the record of one answer.
 
@@ -49,6 +59,7 @@ def rollout_record(
         rollout: the answer to it.
         score: what it was given.
         prompt: the prompt's text; None: left out (it is the same for all answers to a problem).
+        dropped: why the step does not learn from it; None: it does.
 
     Raises:
         ValueError: the rollout answers another problem (a bug of ours).
@@ -76,4 +87,6 @@ def rollout_record(
     )
     if prompt is not None:
         record["prompt"] = prompt
+    if dropped is not None:
+        record["dropped"] = dropped
     return record

@@ -134,6 +134,11 @@ def latest(folder: Path) -> Checkpoint | None:
     return read(found[-1]) if found else None
 
 
+def states(folder: Path) -> list[dict[str, Any]]:
+    """The state in every whole checkpoint, oldest first."""
+    return [json.loads((path / "state.json").read_text())["state"] for path in complete(folder)]
+
+
 def read(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 

@@ -1,12 +1,12 @@
 """From problems to judged answers: what a step experiences before it learns.
 
-Letters: B answers of the step, N trained tokens of the step.
+Letters: B answers of the step, G their groups, N trained tokens of the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,27 @@ from anabranch.train.session import Session
 
 
 @dataclass(frozen=True)
+class Group:
+    """The judged answers to one problem."""
+
+    problem: Problem
+    rollouts: Sequence[Rollout]
+    scores: Sequence[Score]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What dynamic sampling left out of a step."""
+
+    agreeing: Sequence[Group] = ()
+    """Groups whose rewards are all the same."""
+    surplus: Sequence[Group] = ()
+    """Groups that differ, and that the step had enough without."""
+    rounds: int = 0
+    """How often problems were drawn."""
+
+
+@dataclass(frozen=True)
 class Experience:
     """The judged answers of one step, in order: group after group, sample after sample."""
 
@@ -30,9 +51,11 @@ class Experience:
     rollouts: Sequence[Rollout]
     scores: Sequence[Score]
     group_B: Tensor
-    """int64 [B]: which of the step's drawn problems an answer belongs to."""
+    """int64 [B]: which of the step's problems an answer belongs to, 0..G-1."""
     sequence_N: Tensor
     """int64 [N]: which answer a trained token belongs to."""
+    dropped: Dropped | None = None
+    """What was sampled beside it; None: no dynamic sampling."""
 
     @property
     def reward_B(self) -> Tensor:
@@ -44,16 +67,32 @@ class Experience:
         """bool [B]."""
         return torch.tensor([rollout.truncated for rollout in self.rollouts])
 
+    @property
+    def groups(self) -> list[Group]:
+        """The answers by problem."""
+        size = len(self.rollouts) // (int(self.group_B[-1]) + 1)
+        return [
+            Group(self.problems[start], self.rollouts[start : start + size], self.scores[start : start + size])
+            for start in range(0, len(self.rollouts), size)
+        ]
+
+    @property
+    def everything(self) -> Experience:
+        """With all that was sampled: the kept groups first, then the dropped ones."""
+        if self.dropped is None:
+            return self
+        return experience_of_groups([*self.groups, *self.dropped.agreeing, *self.dropped.surplus])
+
 
 def gather(session: Session, problems: Sequence[Problem], step: int, clock: Clock) -> Experience:
-    """Sample, judge and score answers to the problems."""
-    settings, overlong = session.recipe.rollout, session.recipe.algorithm.overlong
-    requests = session.asker.requests(problems, settings.per_problem, step)
+    """Sample, judge and score answers to the problems, at RL step `step` (counted from 0)."""
+    recipe, limit = session.recipe, session.recipe.rollout.max_new_tokens
+    requests = session.asker.requests(problems, recipe.rollout.per_problem, step)
     rollouts, verdicts = session.answers(problems, requests, session.judge, clock)
-    scores = [
-        apply_overlong(overlong, total(session.recipe.reward, rollout, verdict), rollout, settings.max_new_tokens)
-        for rollout, verdict in zip(rollouts, verdicts, strict=True)
-    ]
+    scores = []
+    for rollout, verdict in zip(rollouts, verdicts, strict=True):
+        score = total(recipe.reward, rollout, verdict, step=step, max_new_tokens=limit)
+        scores.append(apply_overlong(recipe.algorithm.overlong, score, rollout, limit))
     return experience_of(problems, rollouts, scores)
 
 
@@ -71,11 +110,33 @@ def experience_of(problems: Sequence[Problem], rollouts: Sequence[Rollout], scor
     )
 
 
+def experience_of_groups(groups: Sequence[Group], dropped: Dropped | None = None) -> Experience:
+    """The answers of a step, group after group; all groups have as many answers, and there is at least one."""
+    experience = experience_of(
+        [group.problem for group in groups],
+        [rollout for group in groups for rollout in group.rollouts],
+        [score for group in groups for score in group.scores],
+    )
+    return replace(experience, dropped=dropped)
+
+
 def answer_records(session: Session, experience: Experience, step: int) -> list[RolloutRecord]:
-    """The lines of `rollouts.jsonl`."""
-    tokens = {rollout.problem_key: rollout.prompt_tokens for rollout in experience.rollouts}
-    prompts = {key: session.tokenizer.decode(prompt) for key, prompt in tokens.items()}
+    """The lines of `rollouts.jsonl`: the answers of the step, then those that were dropped."""
+    dropped = experience.dropped or Dropped()
     return [
-        rollout_record(step, "rl", problem, rollout, score, prompt=prompts[problem.key])
-        for problem, rollout, score in zip(experience.problems, experience.rollouts, experience.scores, strict=True)
+        *group_records(session, experience.groups, step),
+        *group_records(session, dropped.agreeing, step, "agrees"),
+        *group_records(session, dropped.surplus, step, "surplus"),
     ]
+
+
+def group_records(
+    session: Session, groups: Sequence[Group], step: int, dropped: str | None = None
+) -> list[RolloutRecord]:
+    """The lines of `rollouts.jsonl` for some groups; `dropped`: see `RolloutRecord`."""
+    records = []
+    for group in groups:
+        prompt = session.tokenizer.decode(group.rollouts[0].prompt_tokens)
+        for rollout, score in zip(group.rollouts, group.scores, strict=True):
+            records.append(rollout_record(step, "rl", group.problem, rollout, score, prompt=prompt, dropped=dropped))
+    return records

@@ -15,13 +15,13 @@ from anabranch.modeling.devices import return_free_memory
 from anabranch.recipe.tree import Optim, Recipe
 from anabranch.sampling import uniform
 from anabranch.tasks.base import derived_seed
-from anabranch.train import checkpoint, probes, reference
+from anabranch.train import checkpoint, probes, reference, resets
 from anabranch.train.clock import Clock
 from anabranch.train.held_out import evaluate
 from anabranch.train.optimizer import learning_rate
 from anabranch.train.rl import rl_step
 from anabranch.train.session import Session
-from anabranch.train.state import RunState
+from anabranch.train.state import RunState, reference_step
 from anabranch.train.supervised import Example, supervised_step
 
 StepFunction = Callable[[Session, RunState, float], tuple[RunState, dict[str, Any], Sequence[Any]]]
@@ -112,11 +112,10 @@ def run(session: Session, stages: Sequence[Stage], state: RunState | None) -> Ru
         _enter(session, stage, state)
         while not stage.over(state):
             state = _step(session, stage, state)
-            _evaluate_if_due(session, stage, state)
+            state = _evaluate_if_due(session, stage, state)
+            state = _reset_reference_if_due(session, stage, state)
             if state.total % session.recipe.save.every == 0 and not stage.over(state):
                 save(session, state)
-        if session.held_out:
-            evaluate(session, state, stage.name)
         last = state.stage == len(stages) - 1
         if not last:
             state = start_of(session, stages, state.stage + 1, state)
@@ -137,7 +136,7 @@ def _enter(session: Session, stage: Stage, state: RunState) -> None:
     """A stage begins with fresh moments, RL with a frozen reference; a resumed one finds both as they were."""
     session.display.stage(stage.name, stage.steps, stage.seconds)
     session.engine.load_weights(state.version)
-    reference_file = session.folder.paths.root / "reference.safetensors"
+    reference_file = reference.file_of(session.folder.paths.root, state.reference.step)
     if state.step == 0:
         session.optimizer.forget()
     if stage.needs_reference:
@@ -161,12 +160,33 @@ def _step(session: Session, stage: Stage, state: RunState) -> RunState:
     return replace(after, seconds=state.seconds + clock.elapsed)
 
 
-def _evaluate_if_due(session: Session, stage: Stage, state: RunState) -> None:
+def _evaluate_if_due(session: Session, stage: Stage, state: RunState) -> RunState:
+    """Every so many RL steps, and at the end of every stage."""
     settings = session.recipe.evaluation
-    if settings is None or not settings.every or stage.name != "rl" or stage.over(state):
-        return
-    if state.step % settings.every == 0:
-        evaluate(session, state, stage.name)
+    if settings is None:
+        return state
+    regular = stage.name == "rl" and settings.every > 0 and state.step % settings.every == 0
+    if not regular and not stage.over(state):
+        return state
+    accuracy = evaluate(session, state, stage.name)["estimates"]["pass@1"]["value"]
+    return replace(state, reference=resets.after_evaluation(state.reference, accuracy)) if regular else state
+
+
+def _reset_reference_if_due(session: Session, stage: Stage, state: RunState) -> RunState:
+    """Where the recipe's schedule says so, the current weights become the reference.
+
+    A kill at any instant is survived: the file of the old reference stays until no checkpoint names it.
+    """
+    reset = session.recipe.algorithm.kl.reset
+    cause = resets.due(reset, state.reference, state.step) if stage.name == "rl" else None
+    if reset is None or cause is None:
+        return state
+    session.display.note(f"RL step {state.step}: the current weights become the reference ({cause})")
+    session.reference = None  # before the next one is made: memory for one is enough
+    session.reference = reference.freeze(session.model, reference.file_of(session.folder.paths.root, state.step))
+    if reset.moments == "drop":
+        session.optimizer.forget()
+    return replace(state, reference=resets.after_reset(state.reference, state.step, cause))
 
 
 def save(session: Session, state: RunState) -> None:
@@ -187,4 +207,7 @@ def save(session: Session, state: RunState) -> None:
         log_sizes=session.folder.commit(),
         keep=session.recipe.save.keep,
     )
+    if session.reference is not None:
+        needed = {state.reference.step, *map(reference_step, checkpoint.states(session.folder.paths.checkpoints))}
+        reference.remove_others(session.folder.paths.root, needed)
     session.pending_times["time/save"] = session.pending_times.get("time/save", 0.0) + clock.elapsed

@@ -14,14 +14,17 @@ from anabranch.algo.groups import group_sizes, informative_groups, sum_by
 from anabranch.batching.pack import packed_tokens
 from anabranch.recipe.tree import Recipe
 from anabranch.records import Reason
+from anabranch.rewards.repetition import loops
+from anabranch.rewards.total import weights_at
 from anabranch.tracking.memory import peak_rss_mb
 from anabranch.train.clock import Clock
+from anabranch.train.objective import kl_estimator
 from anabranch.train.state import RunState
 from anabranch.train.trainer import Update
 
 if TYPE_CHECKING:
     from anabranch.train.experience import Experience
-    from anabranch.train.rl import Lesson
+    from anabranch.train.lesson import Lesson
 
 Record = dict[str, object]
 
@@ -37,24 +40,28 @@ def rl_record(
     clock: Clock,
 ) -> Record:
     """One line of `metrics.jsonl`. Numbers that nothing was measured for are left out."""
-    sampled = sum(rollout.num_answer_tokens for rollout in experience.rollouts)
+    everything = experience.everything
+    sampled = sum(rollout.num_answer_tokens for rollout in everything.rollouts)
     record: Record = {
         "step": state.step + 1,
         "stage": "rl",
         "policy_version": state.version,
         "lr": lr,
-        **_rewards(experience, lesson),
+        **_rewards(everything, lesson),
+        **{f"reward_weight/{name}": weight for name, weight in weights_at(recipe.reward, state.step).items()},
         **_advantages(lesson),
-        **_answers(experience),
-        **_accounting(experience, lesson),
+        **_answers(everything),
+        **_accounting(experience, everything, lesson),
+        **_dynamic(experience, everything),
         "sampled_tokens": sampled,
+        **_reference(recipe, state),
         **_policy(recipe, lesson, updates),
         **_engine_gap(experience, lesson, updates),
         **{f"time/{name}": seconds for name, seconds in engine_times.items()},
         **clock.times(),
         "time/step": clock.elapsed,
         "tokens_per_second": sampled / clock.elapsed,
-        "rollouts_per_second": len(experience.rollouts) / clock.elapsed,
+        "rollouts_per_second": len(everything.rollouts) / clock.elapsed,
         "memory_peak_mb": peak_rss_mb(),
     }
     return record
@@ -87,7 +94,7 @@ def _rewards(experience: Experience, lesson: Lesson) -> Record:
 
 def _advantages(lesson: Lesson) -> Record:
     advantage_B = lesson.credit.advantage_B
-    return {
+    record: Record = {
         "advantage_mean": float(advantage_B.mean()),
         "advantage_std": float(advantage_B.std()) if len(advantage_B) > 1 else 0.0,
         "advantage_min": float(advantage_B.min()),
@@ -95,33 +102,63 @@ def _advantages(lesson: Lesson) -> Record:
         "advantage_max_abs": lesson.credit.stats["advantage_abs_max"],
         "zero_advantage": lesson.credit.stats["zero_advantage_share"],
     }
+    if "advantage_clipped_share" in lesson.credit.stats:
+        record["advantage_clipped"] = lesson.credit.stats["advantage_clipped_share"]
+    return record
 
 
 def _answers(experience: Experience) -> Record:
     lengths = [rollout.num_answer_tokens for rollout in experience.rollouts]
-    return {
+    cut = [rollout for rollout in experience.rollouts if rollout.truncated]
+    record: Record = {
         "answer_length_mean": float(np.mean(lengths)),
         "answer_length_min": min(lengths),
         "answer_length_max": max(lengths),
         "truncated": float(experience.truncated_B.double().mean()),
     }
+    if cut:
+        record["repeat_ratio"] = sum(loops(rollout) for rollout in cut) / len(cut)
+    return record
 
 
-def _accounting(experience: Experience, lesson: Lesson) -> Record:
-    generated = len(experience.rollouts)
+def _accounting(experience: Experience, everything: Experience, lesson: Lesson) -> Record:
     rows = [row for part in lesson.rows for row in part]
     trained = len({int(answer) for row in rows for answer in row.rollout_M})
     filtered = int((~lesson.credit.keep_B).sum())
-    first_of_group = [int(torch.nonzero(experience.group_B == g)[0]) for g in range(int(experience.group_B.max()) + 1)]
     return {
-        "generated_rollouts": generated,
+        "generated_rollouts": len(everything.rollouts),
         "trained_rollouts": trained,
         "filtered_rollouts": filtered,
-        "skipped_rollouts": generated - trained - filtered,
+        "skipped_rollouts": len(experience.rollouts) - trained - filtered,
         "trained_tokens": sum(len(row.target_M) for row in rows),
         "packed_tokens": packed_tokens(rows),
-        "prompt_tokens": sum(len(experience.rollouts[index].prompt_tokens) for index in first_of_group),
+        "prompt_tokens": sum(len(group.rollouts[0].prompt_tokens) for group in everything.groups),
     }
+
+
+def _dynamic(experience: Experience, everything: Experience) -> Record:
+    """What dynamic sampling did, if there is any."""
+    if experience.dropped is None:
+        return {}
+    kept, drawn = len(experience.groups), len(everything.groups)
+    return {
+        "dropped_rollouts": len(everything.rollouts) - len(experience.rollouts),
+        "groups_drawn": drawn,
+        "groups_kept": kept / drawn,
+        "groups_surplus": len(experience.dropped.surplus),
+        "sampling_rounds": experience.dropped.rounds,
+    }
+
+
+def _reference(recipe: Recipe, state: RunState) -> Record:
+    """How old the reference is, if it is ever reset."""
+    if recipe.algorithm.kl.reset is None:
+        return {}
+    age = state.step - state.reference.step
+    record: Record = {"reference_age": age}
+    if age == 0 and state.reference.cause is not None:
+        record["reference_reset"] = state.reference.cause
+    return record
 
 
 def _policy(recipe: Recipe, lesson: Lesson, updates: Sequence[Update]) -> Record:
@@ -146,11 +183,18 @@ def _policy(recipe: Recipe, lesson: Lesson, updates: Sequence[Update]) -> Record
         }
         if recipe.algorithm.clip.dual is not None:
             record["clip_dual"] = share("clip_dual")
-        if recipe.algorithm.kl.kind.startswith("loss_"):
+        if "kl_ref" in updates[0].sums:
             record["kl_ref"] = share("kl_ref")
-            record["loss_kl"] = float(np.mean([update.sums["loss_kl"] for update in updates]))
+        for name in ("loss_kl", "loss_entropy"):
+            if name in updates[0].sums:
+                record[name] = float(np.mean([update.sums[name] for update in updates]))
+        if "mismatch_bounded" in updates[0].sums:
+            answers = sum(update.sums["mismatch_sequences"] for update in updates)
+            record["mismatch_gap"] = share("mismatch_log_abs")
+            record["mismatch_bounded"] = share("mismatch_bounded")
+            record["mismatch_dropped"] = sum(update.sums["mismatch_dropped"] for update in updates) / answers
     if recipe.algorithm.kl.kind == "reward_k1" and lesson.old_N is not None and lesson.ref_N is not None:
-        record["kl_ref"] = float((lesson.old_N - lesson.ref_N).mean())
+        record["kl_ref"] = float(kl_estimator(recipe.algorithm.kl)(lesson.old_N, lesson.ref_N).mean())
     return record
 
 

@@ -1,10 +1,11 @@
-"""The reference model of a KL term: the weights at the start of RL, frozen."""
+"""The reference model of a KL term: the weights at the start of RL or at its last reset, frozen, in a file."""
 
 from __future__ import annotations
 
 import copy
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -16,6 +17,23 @@ from anabranch.modeling.files import os_errors
 from anabranch.modeling.fused import join_weights
 from anabranch.tracking.checkpoints import fingerprint
 from anabranch.tracking.files import write_atomic, writing
+
+
+def file_of(root: Path, step: int) -> Path:
+    """Where the reference that was taken after RL step `step` lies in a run folder; 0: at the start of RL."""
+    return root / (f"reference-{step:06d}.safetensors" if step else "reference.safetensors")
+
+
+def remove_others(root: Path, steps: Collection[int]) -> None:
+    """Remove the references that were taken after other RL steps than these, and what a kill left of one.
+
+    Raises:
+        RunFolderError: one cannot be removed.
+    """
+    wanted = {path for step in steps for path in (file_of(root, step), _proof(file_of(root, step)))}
+    with writing(root):
+        for path in sorted({*root.glob("reference.*"), *root.glob("reference-*")} - wanted):
+            path.unlink()
 
 
 def freeze(model: PreTrainedModel, path: Path) -> PreTrainedModel:
@@ -53,7 +71,7 @@ def load(model: PreTrainedModel, path: Path) -> PreTrainedModel:
             explain(
                 str(path),
                 "contents that do not match its hash" if path.is_file() else "no such file",
-                "the KL term needs the weights that RL started from",
+                "the KL term needs these weights to compare with",
                 "restore the file, or start the run again",
             )
         )

@@ -8,7 +8,7 @@ No line here asks which algorithm it is. Letters: B answers of the step, M train
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,42 +17,31 @@ from anabranch.batching.credit import Credit, assign_credit
 from anabranch.batching.pack import Row, pack
 from anabranch.modeling.devices import return_free_memory
 from anabranch.recipe.tree import Algorithm
-from anabranch.sampling.uniform import draw
 from anabranch.tracking.rollouts import RolloutRecord
-from anabranch.train import probes
+from anabranch.train import probes, resets
+from anabranch.train.clipped import log_clipped
 from anabranch.train.clock import Clock
-from anabranch.train.experience import Experience, answer_records, gather
+from anabranch.train.dynamic import collect
+from anabranch.train.experience import Experience, answer_records
+from anabranch.train.lesson import Lesson, old_logprobs
 from anabranch.train.measure import rl_record
-from anabranch.train.objective import policy_objective
+from anabranch.train.objective import kl_estimator, kl_in_loss, policy_objective, teaches_everywhere
 from anabranch.train.session import Learner, Session
 from anabranch.train.state import RunState
 from anabranch.train.trainer import Objective, Update, score, update
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What a step learns from: credit, rows for each optimizer step, and the log-probs they are compared with."""
-
-    credit: Credit
-    rows: Sequence[Sequence[Row]]
-    """By mini-batch."""
-    old_N: Tensor | None
-    """float32 [N], NaN where not needed; None: every update is the first of its batch (old = current, detached)."""
-    ref_N: Tensor | None
-    """float32 [N]; None: no KL term."""
-
-
 def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dict[str, object], list[RolloutRecord]]:
     """One step on the next problems; returns the new state, the step's record, and a record of every answer."""
     clock = Clock()
-    indices, sampler = draw(state.sampler, session.recipe.rollout.prompts)
-    experience = gather(session, [session.task.problems[index] for index in indices], state.step, clock)
+    experience, sampler = collect(session, state, clock)
     probes.compare_engine(session, experience.rollouts)
     session.engine.rest()
     return_free_memory()
     lesson = prepare(session, experience, clock)
     updates = learn(session, lesson, lr, clock)
-    barren = probes.barren_after(state, updates)
+    log_clipped(session, state, lesson, updates)
+    barren = probes.barren_after(state, lesson.credit, updates)
     record = rl_record(session.recipe, state, experience, lesson, updates, lr, {**session.engine.times}, clock)
     after = replace(
         state,
@@ -61,6 +50,7 @@ def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dic
         version=state.version + len(updates),
         sampler=sampler,
         barren=barren,
+        reference=resets.after_step(state.reference, record),
     )
     session.engine.load_weights(after.version)
     return after, record, answer_records(session, experience, after.step)
@@ -82,7 +72,7 @@ def prepare(learner: Learner, experience: Experience, clock: Clock) -> Lesson:
     if kl.kind == "reward_k1":  # every token's penalty is part of the reward: it must be known before credit
         everything = pack(graphs, groups, row_tokens=recipe.train.row_tokens)
         old_N, ref_N = scored(learner.model, everything), scored(learner.reference, everything)
-        penalty_N = (old_N - ref_N).double()
+        penalty_N = kl_estimator(kl)(old_N, ref_N).double()
     with clock.phase("pack"):
         credit = assign_credit(
             recipe.algorithm,
@@ -94,25 +84,27 @@ def prepare(learner: Learner, experience: Experience, clock: Clock) -> Lesson:
             kl_penalty_M=penalty_N,
             minibatch_B=minibatch_B,
         )
-        learns_B = teaches(credit, experience.sequence_N, len(graphs), kl_in_loss=kl.kind.startswith("loss_"))
+        everywhere = teaches_everywhere(recipe.algorithm)
+        learns_B = teaches(credit, experience.sequence_N, len(graphs), everywhere=everywhere)
         rows = [
             pack(graphs, groups, (learns_B & (minibatch_B == index)).tolist(), row_tokens=recipe.train.row_tokens)
             for index in range(count)
         ]
-    if kl.kind.startswith("loss_"):
+    if kl_in_loss(recipe.algorithm):
         ref_N = scored(learner.reference, [row for part in rows for row in part])
     if count > 1 and old_N is None:
         old_N = scored(learner.model, [row for part in rows[1:] for row in part])
     return Lesson(credit, rows, old_N, ref_N)
 
 
-def teaches(credit: Credit, sequence_N: Tensor, num_rollouts: int, *, kl_in_loss: bool) -> Tensor:
+def teaches(credit: Credit, sequence_N: Tensor, num_rollouts: int, *, everywhere: bool) -> Tensor:
     """bool [B]: answers whose gradient can differ from 0. The others are not packed, which changes no gradient.
 
-    A KL loss teaches on every answer in the loss; otherwise an answer teaches if a token of it has an advantage.
+    An answer in the loss teaches if a token of it has an advantage, or if the loss has a term on every token
+    (`everywhere`, see `objective.teaches_everywhere`).
     """
     counts_N = credit.weight_M != 0
-    if not kl_in_loss:
+    if not everywhere:
         counts_N = counts_N & (credit.advantage_M != 0)
     return torch.bincount(sequence_N[counts_N], minlength=num_rollouts) > 0
 
@@ -127,12 +119,12 @@ def objective_of(algorithm: Algorithm, lesson: Lesson, *, on_policy: bool) -> Ob
             they are those of the lesson, which must have them.
     """
     advantage_N, weight_N = lesson.credit.advantage_M.float(), lesson.credit.weight_M.float()
-    kl_in_loss = algorithm.kl.kind.startswith("loss_")
 
-    def objective(row: Row, logprob_M: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(row: Row, logprob_M: Tensor, entropy_M: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         def here(value_N: Tensor) -> Tensor:
             return value_N[torch.from_numpy(row.slot_M)].to(logprob_M.device)
 
+        engine_logprob_M = torch.from_numpy(row.layout.engine_logprob_T[row.target_M]).to(logprob_M.device)
         return policy_objective(
             algorithm,
             logprob_M=logprob_M,
@@ -140,25 +132,26 @@ def objective_of(algorithm: Algorithm, lesson: Lesson, *, on_policy: bool) -> Ob
             advantage_M=here(advantage_N),
             weight_M=here(weight_N),
             sequence_M=torch.from_numpy(row.rollout_M).to(logprob_M.device),
-            ref_logprob_M=here(lesson.ref_N) if kl_in_loss and lesson.ref_N is not None else None,
+            ref_logprob_M=here(lesson.ref_N) if kl_in_loss(algorithm) and lesson.ref_N is not None else None,
+            engine_logprob_M=engine_logprob_M if algorithm.mismatch.kind != "none" else None,
+            entropy_M=entropy_M if algorithm.entropy_coef > 0 else None,
         )
 
     return objective
 
 
 def learn(learner: Learner, lesson: Lesson, lr: float, clock: Clock) -> list[Update]:
-    """One optimizer step for every mini-batch that has something to teach."""
+    """One optimizer step for every mini-batch that has something to teach, in every pass over the batch."""
     updates: list[Update] = []
-    for rows in lesson.rows:
-        if not rows:
-            continue  # every group of this mini-batch agrees
-        learner.display.phase(f"training {len(updates) + 1}/{len(lesson.rows)}")
-        on_policy = not updates or lesson.old_N is None  # the weights that sampled are the current ones
+    parts = [rows for rows in lesson.rows if rows] * learner.recipe.train.epochs  # no rows: all its groups agree
+    for number, rows in enumerate(parts, start=1):
+        learner.display.phase(f"training {number}/{len(parts)}")
+        old_N = old_logprobs(lesson, updates)
         done = update(
             learner.model,
             learner.optimizer,
             rows,
-            objective_of(learner.recipe.algorithm, lesson, on_policy=on_policy),
+            objective_of(learner.recipe.algorithm, replace(lesson, old_N=old_N), on_policy=old_N is None),
             len(lesson.credit.advantage_M),
             lr=lr,
             temperature=learner.recipe.rollout.temperature,

@@ -9,6 +9,7 @@ from typing import Any
 from anabranch.errors import CheckpointError, explain
 from anabranch.sampling import uniform
 from anabranch.sampling.uniform import UniformState
+from anabranch.train.resets import ReferenceState
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class RunState:
     """Wall-clock time spent in the current stage."""
     data: str
     """Hash of the identities of all problems and of all worked examples: a resumed run must have the very same ones."""
+    reference: ReferenceState = ReferenceState()
+    """Which weights a KL term compares with, and what may bring its next reset."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, exact."""
@@ -57,7 +60,13 @@ class RunState:
                 )
             )
         sampler = uniform.from_json(stored["sampler"], pools[stored["stage"]])
-        return cls(**{**stored, "sampler": sampler})
+        reference = ReferenceState(**stored.get("reference", {}))  # a checkpoint may be older than the schedule
+        return cls(**{**stored, "sampler": sampler, "reference": reference})
+
+
+def reference_step(stored: Mapping[str, Any]) -> int:
+    """`RunState.reference.step` of what `RunState.to_json` gave."""
+    return int(stored.get("reference", {}).get("step", 0))
 
 
 def check_same_data(stored: Mapping[str, Any], data: str) -> None:
