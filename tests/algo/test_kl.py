@@ -1,11 +1,11 @@
-"""What the KL estimators promise, in value and in gradient. Numbers: check L15 of the Lite PPO spec."""
+"""What the KL estimators promise, in value and in gradient. Numbers: check L15 of the Lite PPO spec, 12 of BroRL's."""
 
 import math
 
 import pytest
 import torch
 
-from anabranch.algo.kl import KL_ESTIMATORS, k1, k2, k3
+from anabranch.algo.kl import KL_ESTIMATORS, k1, k2, k3, limited
 from anabranch.errors import ShapeError
 
 
@@ -15,6 +15,50 @@ def test_L15_estimators_at_a_ratio_of_three_halves(name, expected):
     logprob_M = torch.tensor([math.log(0.6)], dtype=torch.float64)
     ref_logprob_M = torch.tensor([math.log(0.4)], dtype=torch.float64)
     assert KL_ESTIMATORS[name](logprob_M, ref_logprob_M).item() == pytest.approx(expected, abs=1e-6)
+
+
+def at(estimate, x):
+    """Value and gradient at log p - log q = x."""
+    logprob_M = torch.tensor([x - 1.0], dtype=torch.float64, requires_grad=True)
+    value_M = estimate(logprob_M, torch.tensor([-1.0], dtype=torch.float64))
+    (gradient_M,) = torch.autograd.grad(value_M.sum(), logprob_M)
+    return value_M.item(), gradient_M.item()
+
+
+@pytest.mark.parametrize(("x", "expected"), [(0.2, [0.2, 0.02, 0.0187308]), (-0.2, [-0.2, 0.02, 0.0214028])])
+def test_B12_estimators_at_a_small_gap(x, expected):
+    assert [at(KL_ESTIMATORS[name], x)[0] for name in ("k1", "k2", "k3")] == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", list(KL_ESTIMATORS))
+@pytest.mark.parametrize("limits", [(None, None), (10.0, None), (None, 10.0)])
+def test_B12_a_policy_that_is_its_own_reference_is_at_distance_zero(name, limits):
+    estimate = limited(KL_ESTIMATORS[name], input_limit=limits[0], output_limit=limits[1])
+    assert at(estimate, 0.0)[0] == 0.0
+
+
+def test_B12_the_two_published_limits_of_k2():
+    prorl_v2 = limited(k2, input_limit=10.0, output_limit=None)
+    openrlhf = limited(k2, input_limit=None, output_limit=10.0)
+    assert at(prorl_v2, 15.0) == (50.0, 0.0)  # outside the limit of the input there is no gradient
+    assert at(openrlhf, 15.0) == (10.0, 0.0)
+    for x in (-9.9, -4.5, 0.2, 4.5, 9.9):  # the gradient of k2 is the log-ratio
+        assert at(prorl_v2, x) == pytest.approx((x * x / 2, x))
+    for x, expected in [(4.4721, (9.99984, 4.4721)), (-4.4721, (9.99984, -4.4721)), (4.4722, (10, 0)), (-9, (10, 0))]:
+        assert at(openrlhf, x) == pytest.approx(expected, abs=1e-4)
+
+
+def test_limits_hold_on_both_sides():
+    assert at(limited(k1, input_limit=3.0, output_limit=None), -7.0) == (-3.0, 0.0)
+    assert at(limited(k1, input_limit=None, output_limit=3.0), -7.0) == (-3.0, 0.0)
+    assert at(limited(k3, input_limit=2.0, output_limit=None), -7.0) == pytest.approx((math.e**2 - 3, 0.0))
+    assert at(limited(k3, input_limit=None, output_limit=5.0), -7.0) == (5.0, 0.0)
+    assert at(limited(k3, input_limit=2.0, output_limit=4.0), -2.0) == (4.0, 0.0)  # e^2 - 3 = 4.389
+    assert at(limited(k3, input_limit=2.0, output_limit=4.0), -1.0) == pytest.approx((math.e - 2, 1 - math.e))
+
+
+def test_an_estimator_without_limits_is_the_estimator_itself():
+    assert limited(k3, input_limit=None, output_limit=None) is k3
 
 
 def softmaxes():

@@ -103,6 +103,35 @@ def test_L14_reinforce_pp_baseline_whitens_centred_rewards_over_tokens():
     close(got.advantage_M, [1.889822] + [-1.133893] * 3 + [0.377964] * 4)
 
 
+@pytest.mark.parametrize(
+    ("std", "first", "second"),
+    [
+        ("population", [1.069045, 1.069045, -1.069045, -1.069045], [1.603567] + [-0.534522] * 3),  # sigma 0.467707
+        ("unbiased", [1.0, 1.0, -1.0, -1.0], [1.5] + [-0.5] * 3),  # sigma 0.5
+    ],
+)
+@pytest.mark.parametrize(
+    "rewards_of",
+    [lambda r: r, lambda r: r + 3.0, lambda r: 2 * r - 1],
+    ids=["0 and 1", "a constant added", "-1 and 1"],
+)
+def test_B10_reinforce_pp_baseline_over_trajectories(rewards_of, std, first, second):
+    algorithm = Algorithm(baseline="group_mean", scale="none", std=std, whiten="trajectories")
+    rewards = [rewards_of(r) for r in (1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)]
+    got = credit(algorithm, rewards, [0] * 4 + [1] * 4, list(range(1, 9)))  # lengths do not matter
+    of_answers = [got.advantage_M[sum(range(answer + 1))].item() for answer in range(8)]
+    assert of_answers == pytest.approx(first + second, abs=1e-6)
+
+
+def test_B10_over_tokens_of_equal_lengths_the_population_result_stays_and_the_unbiased_one_shrinks_to_it():
+    rewards, groups, length = [1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0], [0] * 4 + [1] * 4, 3
+    sigma = {"population": math.sqrt(0.21875), "unbiased": math.sqrt(0.21875 * 8 * length / (8 * length - 1))}
+    for std, expected in sigma.items():
+        algorithm = Algorithm(baseline="group_mean", scale="none", std=std, whiten="tokens")
+        got = credit(algorithm, rewards, groups, [length] * 8)
+        close(got.advantage_M[::length], [c / expected for c in (0.5, 0.5, -0.5, -0.5, 0.75, -0.25, -0.25, -0.25)])
+
+
 def test_whitening_over_trajectories_counts_every_answer_once():
     algorithm = Algorithm(baseline="none", scale="none", std="population", whiten="trajectories")
     close(credit(algorithm, [1.0, 0.0], [0, 0], [1, 3]).advantage_M, [1.0] + [-1.0] * 3)  # mean 0.5, std 0.5
@@ -141,6 +170,25 @@ def test_reinforce_pp_by_hand():
     # mean 0.483333, squares 0.046944 + 0.100278 + 0.284444 = 0.431667, population std 0.379327
     got = credit(REINFORCE_PP, [1.0, 0.0], [0, 1], [2, 1], kl_penalty_M=torch.tensor([10.0, 20.0, 5.0]))
     close(got.advantage_M, [0.571187, 0.834812, -1.405999])
+
+
+def test_the_advantage_is_clipped_last_and_the_clipped_tokens_are_counted():
+    # rewards 1, 0 with lengths 1, 3 whitened over tokens: 1.5, then three times -0.5
+    whitened = Algorithm(baseline="none", scale="none", whiten="tokens", advantage_clip=0.75)
+    got = credit(whitened, [1.0, 0.0], [0, 0], [1, 3])
+    close(got.advantage_M, [0.75, -0.5, -0.5, -0.5])
+    assert got.stats["advantage_clipped_share"] == 0.25
+    assert got.stats["advantage_abs_max"] == 0.75
+    close(got.advantage_B, [1.0, 0.0])
+    low = credit(whitened.but(advantage_clip=0.25), [1.0, 0.0], [0, 0], [1, 3])
+    close(low.advantage_M, [0.25, -0.25, -0.25, -0.25])
+    assert low.stats["advantage_clipped_share"] == 1.0
+
+
+def test_the_advantage_is_clipped_behind_the_kl_in_the_reward():
+    algorithm = Algorithm(baseline="none", scale="none", kl=Kl(kind="reward_k1", coef=1.0), advantage_clip=1.0)
+    penalty_M = torch.tensor([-0.5, 4.0], dtype=torch.float64)
+    close(credit(algorithm, [1.0, 1.0], [0, 0], [1, 1], kl_penalty_M=penalty_M).advantage_M, [1.0, -1.0])
 
 
 def test_each_aggregation_gets_the_denominator_of_the_whole_batch():

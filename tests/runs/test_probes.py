@@ -57,6 +57,12 @@ def test_a_copy_with_the_same_weights_passes(bare, tmp_path, monkeypatch):
     assert metrics(tmp_path / "run")[0]["engine_gap_max"] < 1e-4
 
 
+def test_an_entropy_bonus_does_not_hide_that_rewards_teach_nothing(bare, tmp_path):
+    recipe = bare("answer.extract=[answer_line]", "algorithm.entropy_coef=0.1")
+    assert "the gradient of the rewards is zero" in stops(recipe, tmp_path / "run")
+    assert metrics(tmp_path / "run")[0]["grad_norm"] > 0
+
+
 def test_the_limit_on_the_gap_can_be_set(bare, tmp_path, monkeypatch):
     def slightly_off(model, tokenizer, **limits):
         other = copy.deepcopy(model)
@@ -73,7 +79,9 @@ def test_the_limit_on_the_gap_can_be_set(bare, tmp_path, monkeypatch):
 def test_every_reward_the_same_stops_the_run_after_its_patience(bare, tmp_path):
     recipe = bare("answer.extract=[answer_line]")  # a random model never writes `Answer: 7`
     message = stops(recipe, tmp_path / "run")
-    assert message.startswith("the first 2 RL steps: found every reward 0 (16 no_answer), so the gradient is zero, but")
+    assert message.startswith(
+        "the first 2 RL steps: found every reward 0 (16 no_answer), so the gradient of the rewards is zero, but"
+    )
     assert "\n  fix: a cold start" in message
     assert [record["dead_groups"] for record in metrics(tmp_path / "run")] == [1.0, 1.0]  # the last one too
 
@@ -81,7 +89,7 @@ def test_every_reward_the_same_stops_the_run_after_its_patience(bare, tmp_path):
 def test_every_answer_wrong_has_another_advice(bare, tmp_path):
     recipe = bare("reward=[{term: accuracy}]", "rollout.max_new_tokens=40", f"data.path={wrong_answers(tmp_path)}")
     message = stops(recipe, tmp_path / "run")
-    assert re.search(r"every reward 0 \(\d+ wrong, \d+ no_answer\), so the gradient is zero", message)
+    assert re.search(r"every reward 0 \(\d+ wrong, \d+ no_answer\), so the gradient of the rewards is zero", message)
     assert "\n  fix: easier or harder problems" in message
 
 
@@ -94,7 +102,9 @@ def wrong_answers(folder: Path) -> Path:
 
 def test_every_answer_cut_is_named_before_the_rewards(bare, tmp_path):
     message = stops(bare("rollout.max_new_tokens=2", "algorithm.overlong.kind=filter", "seed=1"), tmp_path / "run")
-    assert message.startswith("the first 2 RL steps: found every answer cut at 2 tokens, so the gradient is zero")
+    assert message.startswith(
+        "the first 2 RL steps: found every answer cut at 2 tokens, so the gradient of the rewards is zero"
+    )
     assert "\n  fix: raise rollout.max_new_tokens" in message
     first = metrics(tmp_path / "run")[0]
     assert first["truncated"] == 1.0
@@ -105,7 +115,7 @@ def test_every_answer_cut_is_named_before_the_rewards(bare, tmp_path):
 def test_groups_that_agree_have_no_gradient(bare, tmp_path):
     recipe = bare("rollout.temperature=0.0001", "rollout.max_new_tokens=12")  # greedy: the answers to a problem are one
     message = stops(recipe, tmp_path / "run")
-    assert "found rewards that agree within every group, so the gradient is zero" in message
+    assert "found rewards that agree within every group, so the gradient of the rewards is zero" in message
     assert "\n  fix: a larger rollout.per_problem" in message
     first = metrics(tmp_path / "run")[0]
     assert first["dead_groups"] == 1.0
@@ -116,7 +126,7 @@ def test_a_gradient_of_zero_counts_even_where_tokens_were_trained(bare, tmp_path
     """A KL loss trains every answer; where policy and reference are one and no reward differs, its gradient is 0."""
     recipe = bare("answer.extract=[answer_line]", preset="grpo")
     message = stops(recipe, tmp_path / "run")
-    assert "every reward 0 (16 no_answer), so the gradient is zero" in message
+    assert "every reward 0 (16 no_answer), so the gradient of the rewards is zero" in message
     first = metrics(tmp_path / "run")[0]
     assert first["grad_norm"] == 0.0
     assert first["trained_rollouts"] == 16

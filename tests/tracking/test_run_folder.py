@@ -167,6 +167,31 @@ def test_resume_cuts_all_logs_back_to_the_checkpoint(tmp_path):
     assert [record["step"] for record in read_jsonl(path / "metrics.jsonl")] == [1, 2]
 
 
+def test_the_log_of_clipped_tokens_is_made_by_its_first_record_and_cut_like_the_others(tmp_path):
+    path = tmp_path / "a"
+    with RunFolder.create(path, RECIPE, "tiny") as run:
+        assert run.commit()["clipped_tokens"] == 0
+        assert not (path / "clipped_tokens.jsonl").exists()
+        run.clipped_tokens.write({"step": 1})
+        sizes = run.commit()
+        run.clipped_tokens.write({"step": 2})
+    with RunFolder.open(path) as run:
+        run.cut_logs(sizes)
+        assert run.commit() == sizes  # its size counts although this process has not written to it
+        run.clipped_tokens.write({"step": 3})
+    assert [record["step"] for record in read_jsonl(path / "clipped_tokens.jsonl")] == [1, 3]
+
+
+def test_a_checkpoint_from_before_there_was_a_log_of_clipped_tokens_is_taken(tmp_path):
+    with RunFolder.create(tmp_path / "a", RECIPE, "tiny") as run:
+        run.rollouts.write({"answer": "4"})
+        sizes = run.commit()
+    del sizes["clipped_tokens"]
+    with RunFolder.open(tmp_path / "a") as run:
+        run.cut_logs(sizes)
+    assert len(list(read_jsonl(tmp_path / "a" / "rollouts.jsonl"))) == 1
+
+
 def test_without_a_checkpoint_the_logs_start_anew(tmp_path):
     with RunFolder.create(tmp_path / "a", RECIPE, "tiny") as run:
         run.write_metrics({"step": 1, "stage": "rl"})

@@ -78,7 +78,7 @@ class Batch:
     def rows(self, row_tokens: int = 1024, keep: list[bool] | None = None):
         return pack(self.graphs, self.groups, keep, row_tokens=row_tokens)
 
-    def objective(self, row, logprob_M: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, row, logprob_M: Tensor, entropy_M: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         weight_M = self.weight_N[torch.from_numpy(row.slot_M)]
         return -(weight_M * logprob_M).sum(), {"tokens": torch.tensor(float(len(weight_M)))}
 
@@ -164,7 +164,7 @@ def test_answers_without_advantage_may_be_left_out_but_are_counted(model, batch,
     )
     advantage_N, weight_N = credit.advantage_M.float(), credit.weight_M.float()
 
-    def objective(row, logprob_M):
+    def objective(row, logprob_M, entropy_M):
         slot_M = torch.from_numpy(row.slot_M)
         return policy_objective(
             algorithm,
@@ -175,12 +175,36 @@ def test_answers_without_advantage_may_be_left_out_but_are_counted(model, batch,
             sequence_M=torch.from_numpy(row.rollout_M),
         )
 
-    keep = teaches(credit, batch.sequence_N, 10, kl_in_loss=False).tolist()
+    keep = teaches(credit, batch.sequence_N, 10, everywhere=False).tolist()
     assert keep == [True] * 4 + [False] + [True] * 2 + [False] * 3
     kept = gradients(model, batch, batch.rows(keep=keep), objective)
     assert_same(kept, gradients(model, batch, batch.rows(), objective), 1e-6)
     # at the first update the gradient is that of - sum weight * advantage * log-prob
     assert_same(kept, plain_gradients(model, batch, lambda logprob_N, _: -(weight_N * advantage_N * logprob_N).sum()))
+
+
+@pytest.mark.parametrize("row_tokens", [40, 1024])
+def test_the_gradient_of_an_entropy_bonus_is_that_of_plain_transformers(model, batch, row_tokens):
+    """Every token pulls with a weight of its own; one prompt's last token is the source of several."""
+    algorithm = Algorithm(entropy_coef=0.3)
+    advantage_N = torch.linspace(-1, 1, batch.num_slots)
+
+    def objective(row, logprob_M, entropy_M):
+        slot_M = torch.from_numpy(row.slot_M)
+        return policy_objective(
+            algorithm,
+            logprob_M=logprob_M,
+            old_logprob_M=logprob_M.detach(),
+            advantage_M=advantage_N[slot_M],
+            weight_M=batch.weight_N[slot_M],
+            sequence_M=torch.from_numpy(row.rollout_M),
+            entropy_M=entropy_M,
+        )
+
+    def plain(logprob_N, entropy_N):
+        return -(batch.weight_N * (advantage_N * logprob_N + 0.3 * entropy_N)).sum()
+
+    assert_same(gradients(model, batch, batch.rows(row_tokens), objective), plain_gradients(model, batch, plain))
 
 
 def test_paths_and_their_join_give_one_gradient_however_rows_are_packed(model):
@@ -274,7 +298,7 @@ def test_two_mini_batches_are_two_steps_of_adamw_in_plain_torch(model, batch):
 
 
 def test_the_supervised_objective_is_the_loss_of_transformers_with_the_prompt_masked(model, batch):
-    def supervised(row, logprob_M):  # as in train.supervised
+    def supervised(row, logprob_M, entropy_M):  # as in train.supervised
         return -logprob_M.sum() / batch.num_slots, {}
 
     loss, *_ = accumulate(model, batch.rows(40), supervised, batch.num_slots, temperature=1.0)

@@ -13,6 +13,9 @@ matter; with p the current policy, tokens drawn from it, and the draw held fixed
     k2: E[grad] = E[x grad log p] = grad KL(p || q): the divergence it stands for.
     k3: E[grad] = E[(1 - q/p) grad log p] = grad KL(q || p): the other direction.
 
+Published losses bound an estimator, in one of two places (`limited`): x itself before it is estimated, which stops the
+gradient beyond the bound, or the estimate, which stops it where the estimate is larger.
+
 Letters: M trained tokens.
 """
 
@@ -68,3 +71,29 @@ def k3(logprob_M: Tensor, ref_logprob_M: Tensor) -> Tensor:
 
 
 KL_ESTIMATORS: Mapping[str, KlEstimator] = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def limited(estimate: KlEstimator, *, input_limit: float | None, output_limit: float | None) -> KlEstimator:
+    """The estimator with its argument, its result, or both held within bounds; without gradient where one is held.
+
+        clip(estimate(clip(x, +-input_limit)), +-output_limit)        x = log p - log q
+
+    With x = 15 and k2: an input limit of 10 gives 50 (ProRLv2), an output limit of 10 gives 10 (OpenRLHF).
+
+    Args:
+        estimate: one of `KL_ESTIMATORS`.
+        input_limit: positive; None: x as it is (k3 holds it within +-20 in any case).
+        output_limit: positive; None: the estimate as it is.
+    """
+    if input_limit is None and output_limit is None:
+        return estimate
+
+    def bounded(logprob_M: Tensor, ref_logprob_M: Tensor) -> Tensor:
+        if input_limit is None:
+            estimate_M = estimate(logprob_M, ref_logprob_M)
+        else:
+            x_M = k1(logprob_M, ref_logprob_M).clamp(-input_limit, input_limit)
+            estimate_M = estimate(x_M, torch.zeros_like(x_M))
+        return estimate_M if output_limit is None else estimate_M.clamp(-output_limit, output_limit)
+
+    return bounded

@@ -1,7 +1,7 @@
 """From the rewards of a rollout batch to what every trained token is worth and weighs.
 
-The order is fixed, for every algorithm: baseline and scale over all rollouts, KL in the reward, whitening, overlong
-filter, aggregation weights. Letters: B rollouts, M trained tokens, G groups.
+The order is fixed, for every algorithm: baseline and scale over all rollouts, KL in the reward, whitening, clip of the
+advantage, overlong filter, aggregation weights. Letters: B rollouts, M trained tokens, G groups.
 """
 
 from __future__ import annotations
@@ -55,13 +55,14 @@ def assign_credit(
     as a rollout and has no token.
 
     Args:
-        algorithm: which baseline, scale, whitening, KL, filter and aggregation.
+        algorithm: which baseline, scale, whitening, KL, clip of the advantage, filter and aggregation.
         reward_B: float [B].
         group_B: int64 [B], ids 0..G-1 in any order.
         sequence_M: int64 [M], the rollout of each trained token; the tokens of one rollout stand in text order.
         truncated_B: bool [B], True where the answer was cut at the length limit.
         max_new_tokens: the length limit; divisor of `token_sum_constant` where the algorithm names none.
-        kl_penalty_M: float [M], k1 = old_logprob - ref_logprob of each token, for KL in the reward only.
+        kl_penalty_M: float [M], k1 = old_logprob - ref_logprob of each token (within the limits of the KL term), for
+            KL in the reward only.
         minibatch_B: int64 [B], which optimizer step each rollout goes to; each has denominators of its own. None: all
             go to one.
 
@@ -78,10 +79,13 @@ def assign_credit(
     centred_B = reward_B - BASELINES[algorithm.baseline](reward_B, group_B)
     scale_B = SCALES[algorithm.scale](reward_B, centred_B, group_B, length_B, algorithm.std)
     advantage_B = divide(centred_B, scale_B)
-    advantage_M = WHITENINGS[algorithm.whiten](advantage_B, effect_M, sequence_M, algorithm.std)
+    unclipped_M = WHITENINGS[algorithm.whiten](advantage_B, effect_M, sequence_M, algorithm.std)
+    advantage_M = _clipped(unclipped_M, algorithm.advantage_clip)
     keep_B = ~truncated_B if algorithm.overlong.kind == "filter" else torch.ones_like(truncated_B)
     weight_M = _weights(algorithm, reward_B, sequence_M, keep_B, max_new_tokens, minibatch_B)
     stats = _stats(algorithm.std, reward_B, group_B, sequence_M, keep_B, advantage_M)
+    if algorithm.advantage_clip is not None:
+        stats["advantage_clipped_share"] = _mean(advantage_M != unclipped_M)
     return Credit(advantage_M, weight_M, keep_B, advantage_B, stats)
 
 
@@ -144,6 +148,11 @@ WHITENINGS: Mapping[str, Callable[[Tensor, Tensor, Tensor, Std], Tensor]] = {
     "trajectories": _whitened_over_trajectories,
 }
 
+
+def _clipped(advantage_M: Tensor, limit: float | None) -> Tensor:
+    return advantage_M if limit is None else advantage_M.clamp(-limit, limit)
+
+
 # --------------------------------------------------------------------------------------------------- weights, stats
 
 
@@ -179,22 +188,24 @@ def _stats(
     zero_advantage_share: rollouts none of whose tokens has an advantage other than exactly 0.
     dead_groups_share: groups whose rewards are all exactly equal.
     filtered_share: rollouts taken out of the loss.
+
+    advantage_clipped_share, only with a clip of the advantage: tokens whose advantage it changed.
     """
     ones_B, everyone_B = torch.ones_like(reward_B), one_group(reward_B)
     sizes_G = group_sizes(group_B)
     inhabited_G = sizes_G > 0
     largest_B = torch.zeros_like(reward_B).scatter_reduce(0, sequence_M, advantage_M.abs(), "amax")
-
-    def mean(value: Tensor) -> float:
-        return float(value.double().sum() / max(len(value), 1))
-
     return {
-        "reward_mean": mean(reward_B),
+        "reward_mean": _mean(reward_B),
         "sigma_batch": float(weighted_std(reward_B, everyone_B, ones_B, std).sum()),  # one group: a sum of one
-        "sigma_group": mean(weighted_std(reward_B, group_B, ones_B, std)[inhabited_G]),
-        "advantage_mean": mean(advantage_M),
+        "sigma_group": _mean(weighted_std(reward_B, group_B, ones_B, std)[inhabited_G]),
+        "advantage_mean": _mean(advantage_M),
         "advantage_abs_max": float(torch.cat([largest_B, largest_B.new_zeros(1)]).amax()),
-        "zero_advantage_share": mean(largest_B == 0),
-        "dead_groups_share": mean(~informative_groups(reward_B, group_B)[inhabited_G]),
-        "filtered_share": mean(~keep_B),
+        "zero_advantage_share": _mean(largest_B == 0),
+        "dead_groups_share": _mean(~informative_groups(reward_B, group_B)[inhabited_G]),
+        "filtered_share": _mean(~keep_B),
     }
+
+
+def _mean(value: Tensor) -> float:
+    return float(value.double().sum() / max(len(value), 1))

@@ -43,7 +43,8 @@ from anabranch.recipe.tree import Recipe
 from anabranch.tracking.tables import TextTable
 from anabranch.train.clock import Clock
 from anabranch.train.experience import Experience, experience_of
-from anabranch.train.rl import Lesson, objective_of, prepare
+from anabranch.train.lesson import Lesson
+from anabranch.train.rl import objective_of, prepare
 from anabranch.train.session import Learner
 from anabranch.train.trainer import accumulate
 

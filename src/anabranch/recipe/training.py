@@ -35,7 +35,10 @@ class Train(Part):
     """How a batch becomes optimizer steps."""
 
     minibatches: StrictInt = Field(1, ge=1)
-    """Optimizer steps a rollout batch; whole groups are dealt out to them."""
+    """Parts of a rollout batch, an optimizer step each; whole groups are dealt out to them."""
+    epochs: StrictInt = Field(1, ge=1)
+    """Passes over a rollout batch (PPO epochs), the parts in the same order each time: `minibatches` times so many
+    optimizer steps. Ratios are to the log-probs from before the first of them."""
     row_tokens: StrictInt = Field(2048, ge=16)
     """Longest packed row; one row is one forward and backward. The gradient does not depend on it. Longer rows are
     faster and need more memory: 0.35 MB a token with the built-in model in bfloat16."""

@@ -35,13 +35,18 @@ def apply_overlong(overlong: Overlong, score: Score, rollout: Rollout, max_new_t
     """The score after the length rule; `parts["overlong"]` is what the rule added to the reward.
 
     soft: adds `soft_overlong` of the answer's length. stop_properly: the reward of an answer that was cut is multiplied
-    by `coef` (ProRLv2). none, filter: nothing changes here; filtering happens in the loss.
+    by `coef`, or is `coef` where that is below 0 (ProRLv2). none, filter: nothing changes here; filtering happens in
+    the loss.
     """
     if overlong.kind == "soft":
         buffer = overlong.buffer or max(1, max_new_tokens // DEFAULT_BUFFER)
         added = soft_overlong(rollout.num_answer_tokens, max_new_tokens, buffer)
+        reward = score.reward + added
     elif overlong.kind == "stop_properly":
-        added = (overlong.coef - 1.0) * score.reward if rollout.truncated else 0.0
+        # Not what was there plus what the rule adds: rounding would make equal rewards differ.
+        cut = overlong.coef if overlong.coef < 0 else overlong.coef * score.reward
+        reward = cut if rollout.truncated else score.reward
+        added = reward - score.reward
     else:
         return score
-    return replace(score, reward=score.reward + added, parts={**score.parts, PART: added})
+    return replace(score, reward=reward, parts={**score.parts, PART: added})

@@ -5,6 +5,7 @@ environment.json    software, machine, commit, command line of the start
 metrics.jsonl       one record a training step (docs/metrics.md)
 rollouts.jsonl      one record a sampled answer
 evaluations.jsonl   one record an evaluation
+clipped_tokens.jsonl  which tokens were clipped, one record a step; only where some were
 checkpoints/
 curve.svg           accuracy over the RL steps, drawn at the end
 lock                held by the process that writes
@@ -27,7 +28,7 @@ from anabranch.tracking.jsonl import JsonlWriter, check_cut, file_size, truncate
 from anabranch.tracking.lock import FolderLock
 from anabranch.tracking.metrics import validate
 
-LOGS = ("metrics", "rollouts", "evaluations")
+LOGS = ("metrics", "rollouts", "evaluations", "clipped_tokens")
 """Names of the logs; `metrics` is `metrics.jsonl`."""
 
 
@@ -89,7 +90,7 @@ def find_run(path: Path) -> RunPaths:
 
 
 class RunFolder:
-    """A run that this process writes to: the paths, the lock, the three logs. Use `create` or `open`."""
+    """A run that this process writes to: the paths, the lock, the logs. Use `create` or `open`."""
 
     def __init__(self, paths: RunPaths, lock: FolderLock) -> None:
         self.paths = paths
@@ -158,6 +159,11 @@ class RunFolder:
         """The log of evaluations."""
         return JsonlWriter(self.paths.log("evaluations"))
 
+    @cached_property
+    def clipped_tokens(self) -> JsonlWriter:
+        """The log of clipped tokens. Many runs have none: the file is made by the first record."""
+        return JsonlWriter(self.paths.log("clipped_tokens"))
+
     def write_metrics(self, record: Mapping[str, Any]) -> None:
         """Check a step's record against the registry and take it.
 
@@ -173,10 +179,12 @@ class RunFolder:
         Raises:
             RunFolderError: a log could not be written; the last good checkpoint is as it was.
         """
+        clipped = "clipped_tokens"
         return {
             "metrics": self.metrics.commit(),
             "rollouts": self.rollouts.commit(),
             "evaluations": self.evaluations.commit(),
+            clipped: self.clipped_tokens.commit() if clipped in self.__dict__ else file_size(self.paths.log(clipped)),
         }
 
     def cut_logs(self, sizes: Mapping[str, int] | None) -> None:
@@ -186,7 +194,8 @@ class RunFolder:
             RunFolderError: a log is not the one of that checkpoint; then no log was touched.
             ValueError: sizes for other logs than `LOGS`, or a log is open already (a bug of ours).
         """
-        wanted = dict.fromkeys(LOGS, 0) if sizes is None else dict(sizes)
+        # Checkpoints of older versions know nothing of clipped tokens: none were written.
+        wanted = dict.fromkeys(LOGS, 0) if sizes is None else {"clipped_tokens": 0, **sizes}
         if set(wanted) != set(LOGS):
             raise ValueError(f"sizes are for {sorted(wanted)}, the logs are {sorted(LOGS)}")
         if any(name in self.__dict__ for name in LOGS):

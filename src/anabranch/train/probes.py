@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from anabranch.batching.credit import Credit
 from anabranch.batching.pack import flat_offsets, pack
 from anabranch.errors import ProbeError, explain
 from anabranch.records import Reason, Rollout, StopReason
@@ -70,9 +71,13 @@ def compare_engine(session: Session, rollouts: Sequence[Rollout]) -> None:
     session.probed = True
 
 
-def barren_after(state: RunState, updates: Sequence[Update]) -> int:
-    """`RunState.barren` after a step: one more, or -1 for good once a step had a gradient."""
-    if state.barren < 0 or any(update.grad_norm > 0 for update in updates):
+def barren_after(state: RunState, credit: Credit, updates: Sequence[Update]) -> int:
+    """`RunState.barren` after a step: one more, or -1 for good once a step's rewards had a gradient.
+
+    An entropy bonus, or a KL, may have one where the rewards have none: no token has an advantage then.
+    """
+    moved = bool(credit.advantage_M.any()) and any(update.grad_norm > 0 for update in updates)
+    if state.barren < 0 or moved:
         return -1
     return state.barren + 1
 
@@ -93,7 +98,7 @@ def stop_if_barren(session: Session, state: RunState, answers: Sequence[RolloutR
         raise ProbeError(
             explain(
                 f"the first {state.barren} RL steps",
-                f"{found}, so the gradient is zero",
+                f"{found}, so the gradient of the rewards is zero",
                 "a run must have something to learn from",
                 f"{fix}; the answers are in {session.folder.paths.log('rollouts')}",
             )

@@ -71,7 +71,7 @@ def supervised_step(
         groups = list(range(len(graphs)))
         rows = pack(graphs, groups, row_tokens=session.recipe.train.row_tokens)
 
-    def objective(row: Row, logprob_M: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(row: Row, logprob_M: Tensor, entropy_M: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return -logprob_M.sum() / num_tokens, {}
 
     session.display.phase("training")

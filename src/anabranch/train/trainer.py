@@ -18,8 +18,9 @@ from anabranch.train.clock import Clock
 from anabranch.train.objective import add_up
 from anabranch.train.optimizer import MasterOptimizer
 
-Objective = Callable[[Row, Tensor], tuple[Tensor, dict[str, Tensor]]]
-"""(row, logprob_M) -> the row's part of the loss, and sums for the metrics (see `objective.add_up`)."""
+Objective = Callable[[Row, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""(row, logprob_M, entropy_M) -> the row's part of the loss, and sums for the metrics (see `objective.add_up`). Both
+tensors carry a gradient; one that the loss does not use costs nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def accumulate(
     for row in rows:
         with clock.phase("forward"):
             logprob_M, entropy_M = row_logprobs(model, row.layout, row.target_M, temperature=temperature)
-            loss, sums = objective(row, logprob_M)
+            loss, sums = objective(row, logprob_M, entropy_M)
         with clock.phase("backward"):
             torch.autograd.backward(loss)
         parts.append(sums)
