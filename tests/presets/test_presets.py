@@ -7,11 +7,14 @@ import pytest
 from anabranch.errors import RecipeError
 from anabranch.presets import PAPERS, PRESETS, load
 from anabranch.presets.laptop import LAPTOP
+from anabranch.presets.published import Method
 from anabranch.recipe.io import from_yaml, to_yaml
 from anabranch.recipe.overrides import apply
 from anabranch.recipe.show import difference
+from anabranch.rewards.overlong import DEFAULT_BUFFER
 
-METHODS = [name for name in PRESETS if name != "quickstart"]
+METHODS = [name for name, preset in PRESETS.items() if isinstance(preset, Method)]
+SEVERAL_UPDATES = ("gspo", "cispo", "dapo", "prorl_v2")
 
 # "lite_ppo" section 6: baseline, scale, whitening, ratio, (low, high), aggregation, (KL, coefficient)
 TABLE = {
@@ -22,7 +25,12 @@ TABLE = {
     "gspo": ("group_mean", "group_std", "none", "sequence", (3e-4, 4e-4), "seq_mean_token_mean", ("none", 0.0)),
     "cispo": ("group_mean", "group_std", "none", "detached", (None, 4.0), "token_mean", ("none", 0.0)),
     "lite_ppo": ("group_mean", "batch_std_raw", "none", "token", (0.2, 0.2), "token_mean", ("none", 0.0)),
+    "dapo": ("group_mean", "group_std", "none", "token", (0.2, 0.28), "token_mean", ("none", 0.0)),
+    # "brorl" sections 14 and 15, the recommended defaults
+    "prorl_v2": ("group_mean", "none", "trajectories", "token", (0.2, 0.28), "token_mean", ("loss_k2", 1e-4)),
 }
+# (dual clip, overlong, mismatch, dynamic sampling), where a method has one of them
+EXTRAS = {"dapo": (10.0, "soft", "none", True), "prorl_v2": (None, "stop_properly", "tis", True)}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -30,13 +38,15 @@ def test_methods_are_the_rows_of_the_composition_table(name):
     a = load(name).algorithm
     row = (a.baseline, a.scale, a.whiten, a.ratio, (a.clip.low, a.clip.high), a.aggregate, (a.kl.kind, a.kl.coef))
     assert row == TABLE[name]
-    assert (a.clip.dual, a.overlong.kind, a.std) == (None, "none", "unbiased")
+    extras = (a.clip.dual, a.overlong.kind, a.mismatch.kind, load(name).rollout.dynamic is not None)
+    assert extras == EXTRAS.get(name, (None, "none", "none", False))
+    assert (a.std, a.entropy_coef, a.advantage_clip) == ("unbiased", 0.0, None)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_differ_only_in_the_algorithm_and_the_updates_per_batch(name):
+def test_methods_differ_only_in_the_algorithm_dynamic_sampling_and_the_updates_per_batch(name):
     paths = [path for path, _, _ in difference(load(name), load("lite_ppo"))]
-    assert all(path.startswith("algorithm.") or path == "train.minibatches" for path in paths)
+    assert all(path.startswith(("algorithm.", "rollout.dynamic", "train.minibatches")) for path in paths)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -46,7 +56,6 @@ def test_every_method_has_the_scale_of_its_paper(name):
     assert paper.name == f"{name}-paper"
     assert from_yaml(to_yaml(paper)) == paper
     assert from_yaml(to_yaml(load(name))) == load(name)
-    assert paper.algorithm == load(name).algorithm
     assert paper.data.kind == paper.evaluation.data.kind == "hub"
     assert paper.rollout.prompts * paper.rollout.per_problem >= 1024
     assert paper.rollout.max_new_tokens >= 1024
@@ -60,7 +69,7 @@ def test_a_laptop_changes_its_overlay_and_nothing_else(name):
     keys = [change.partition("=")[0] for change in PRESETS[name].changes]
     for path, _, _ in difference(load(name), load(f"{name}@paper")):
         assert any(path == key or path.startswith(f"{key}.") for key in keys), path
-        assert not path.startswith("algorithm.")
+        assert not path.startswith("algorithm.") or path == "algorithm.kl.reset.every"  # a number of steps
     assert apply(load(f"{name}@paper"), PRESETS[name].changes).but(name=name) == load(name)
 
 
@@ -82,6 +91,23 @@ def test_the_setting_of_the_study_is_that_of_its_paper():
         assert all(path.startswith("algorithm.") for path, _, _ in difference(load(other), paper))
 
 
+def test_dapo_has_the_sizes_of_its_script():
+    paper = load("dapo@paper")  # "lite_ppo" section 6
+    assert (paper.rollout.prompts, paper.rollout.per_problem, paper.train.minibatches) == (512, 16, 16)
+    assert (paper.rollout.max_new_tokens, paper.rollout.dynamic.rounds) == (20480, 10)
+    assert paper.rollout.max_new_tokens // DEFAULT_BUFFER == 4096
+    assert (paper.optim.lr, paper.optim.warmup, paper.optim.weight_decay) == (1e-6, 10, 0.1)
+
+
+def test_prorl_v2_has_the_recommended_defaults():
+    paper = load("prorl_v2@paper")  # "brorl" section 15
+    a, rollout = paper.algorithm, paper.rollout
+    assert (rollout.prompts, rollout.per_problem, paper.train.minibatches, rollout.temperature) == (512, 16, 8, 1.0)
+    assert (a.kl.input_limit, a.kl.reset.every, a.kl.reset.moments) == (10.0, 300, "keep")
+    assert (a.mismatch.low, a.mismatch.high, a.overlong.coef) == (0.5, 5.0, 0.0)
+    assert (paper.optim.betas, paper.optim.weight_decay, paper.optim.grad_clip) == ((0.9, 0.95), 0.0, 1.0)
+
+
 def test_only_methods_have_the_scale_of_a_paper():
     with pytest.raises(RecipeError, match=r"found 'quickstart@paper'.*\n  fix: quickstart"):
         load("quickstart@paper")
@@ -96,7 +122,8 @@ def test_methods_take_a_file_on_the_command_line_without_anything_else(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_whose_ratio_is_the_point_make_several_updates_a_batch(name):
-    assert load(name).train.minibatches == (4 if load(name).algorithm.ratio in ("sequence", "detached") else 1)
+    assert load(name).train.minibatches == (4 if name in SEVERAL_UPDATES else 1)
+    assert load(f"{name}@paper").train.minibatches >= (4 if name in SEVERAL_UPDATES else 1)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -104,7 +131,7 @@ def test_every_preset_carries_its_name_and_a_description(name):
     assert load(name).name == name
     doc = inspect.getdoc(PRESETS[name])
     assert doc
-    assert name == "quickstart" or ("arXiv:" in doc and "Axes:" in doc)
+    assert name not in METHODS or ("arXiv:" in doc and "Axes:" in doc)
 
 
 def test_the_quickstart_is_lite_ppo_on_sums_of_two_numbers_after_a_thin_cold_start():

@@ -24,6 +24,8 @@ PRESETS: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
         "gspo": many_updates.gspo,
         "cispo": many_updates.cispo,
         "lite_ppo": methods.lite_ppo,
+        "dapo": many_updates.dapo,
+        "prorl_v2": many_updates.prorl_v2,
     }
 )
 """Every recipe that has a name, as it runs on a laptop. To add one: write a function that returns a recipe (a method of

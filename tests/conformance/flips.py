@@ -1,0 +1,254 @@
+"""For every field of a recipe, other values of it, the state in which they must matter, and where one looks.
+
+`FLIPS` must be complete: a field without an entry fails a test. A flip of a field that is written as
+`Flip("rollout.top_k=5")` says: set this, and something changes. `given` are settings that hold before and after, to
+bring a recipe into a state where the field must matter. The harness (`test_no_dead_option`) first makes every preset
+small: `SMALL`.
+
+Where one looks, cheapest first:
+
+    DATA    the problems that `open_task` finds
+    STEP    one RL step of a tiny model: its record, the weights after it, the answers; for every preset
+    ENGINE  the same without answers remembered from other flips, and with a count of the engine's decoding steps
+    RUN     a whole run: its files, records and checkpoints, or the error that ends it; with one preset, since all of
+            them share what is outside of the algorithm
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Where(Enum):
+    """Where a flip shows."""
+
+    DATA = "data"
+    STEP = "step"
+    ENGINE = "engine"
+    RUN = "run"
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Another value of a field."""
+
+    change: str
+    """KEY=VALUE."""
+    given: tuple[str, ...] = ()
+    where: Where = Where.STEP
+    step: int = 1
+    """STEP: which RL step it is, counted from 0."""
+
+
+DATA, STEP, ENGINE, RUN = Where.DATA, Where.STEP, Where.ENGINE, Where.RUN
+
+LETTERS = "[A, C, E, G, I, K, M, O, Q, S, U, W, Y]"
+"""Answers of a random model end with one of these, so that some are short and some are cut."""
+
+SMALL = (
+    "model={source: MODEL, dtype: float32, device: cpu, threads: 1}",
+    "seed=13",
+    "steps=4",
+    "data={kind: jsonl, path: TRAIN}",
+    "prompt.instruction=",
+    "answer.extract=[last_number]",
+    "reward=[{term: accuracy}, {term: format, weight: 0.5}]",
+    "rollout.prompts=4",
+    "rollout.per_problem=6",
+    "rollout.max_new_tokens=6",
+    f"rollout.stop_strings={LETTERS}",
+    "optim={lr: 0.05}",
+    "train={minibatches: 2}",
+    "cold_start=null",
+    "evaluation=null",
+)
+"""On every preset. MODEL, TRAIN, HELD_OUT, OTHER_MODEL: paths, put in by the harness."""
+
+FEW = ("rollout.prompts=2", "rollout.per_problem=3", "rollout.dynamic=null", "steps=2", "train.minibatches=1")
+"""On top of it where whole runs are made."""
+
+AGREEING = ("reward=[{term: accuracy}]", "algorithm.overlong={}")
+"""Most groups have the same rewards."""
+BELOW_ZERO = ("reward=[{term: accuracy}, {term: format, weight: -0.5}]",)
+"""Advantages of both signs without a baseline, too."""
+CYCLE = "reward.1.schedule={kind: cycle, on: 1, off: 1}"
+COSINE = "reward.2={term: cosine_length, weight: 0.5}"
+KL = "algorithm.kl={kind: loss_k2, coef: 0.5}"
+TIS = "algorithm.mismatch={kind: tis, low: 0.9, high: 1.1}"
+PLAIN_CLIP = "algorithm.clip={low: 0.2, high: 0.2}"
+PLAIN = "algorithm.whiten=none"
+SHORT_COLD = "cold_start={steps: 2, batch: 2, lr: 0.01, warmup: 0}"
+SHORT_SFT = "sft={path: TRAIN, steps: 2, batch: 2, lr: 0.01, warmup: 0}"
+HELD = "evaluation={problems: 2, samples: 1, every: 1, data: {kind: jsonl, path: HELD_OUT}}"
+GYM = "data={kind: reasoning_gym, name: chain_sum, size: 4}"
+HUB = "data={kind: hub, id: some/sums, config: main}"
+RESET = (KL, "steps=3")
+
+
+def each(*changes: str, given: tuple[str, ...] = (), where: Where = STEP) -> tuple[Flip, ...]:
+    """Several values of one field in the same state."""
+    return tuple(Flip(change, given, where) for change in changes)
+
+
+FLIPS: Mapping[str, tuple[Flip, ...]] = {
+    # ------------------------------------------------------------------------------------------------- the whole
+    "Recipe.name": each("name=other", where=RUN),
+    "Recipe.seed": each("seed=1"),
+    "Recipe.steps": each("steps=1", where=RUN),
+    "Recipe.seconds": each("seconds=1e-9", where=RUN),
+    "Recipe.data": each(HUB, GYM, "data={kind: jsonl, path: HELD_OUT}", where=DATA)
+    + each("data={kind: jsonl, path: TRAIN}", given=(GYM,), where=DATA),
+    "Recipe.reward": each("reward=[{term: accuracy}]", "reward=[{term: format}]", COSINE),
+    "Recipe.cold_start": each(SHORT_COLD, where=RUN),
+    "Recipe.sft": each(SHORT_SFT, where=RUN),
+    "Recipe.evaluation": each(HELD, where=RUN),
+    "Model.source": each("model.source=OTHER_MODEL", where=RUN),
+    "Model.dtype": each("model.dtype=bfloat16", where=RUN),
+    "Model.device": each("model.device=cuda:7", where=RUN),
+    "Model.threads": each("model.threads=2", where=RUN),
+    # -------------------------------------------------------------------------------------------------- problems
+    "ReasoningGym.name": each("data.name=basic_arithmetic", given=(GYM,), where=DATA),
+    "ReasoningGym.options": each("data.options={min_terms: 5, max_terms: 5}", given=(GYM,), where=DATA),
+    "ReasoningGym.size": each("data.size=5", given=(GYM,), where=DATA),
+    "ReasoningGym.seed": each("data.seed=77", given=(GYM,), where=DATA),
+    "JsonLines.path": each("data.path=HELD_OUT", where=DATA),
+    "JsonLines.question": each("data.question=solution", where=DATA),
+    "JsonLines.answer": each("data.answer=solution", where=DATA),
+    "JsonLines.answer_after": each("data.answer_after='='", given=("data.answer=solution",), where=DATA),
+    "JsonLines.limit": each("data.limit=5", where=DATA),
+    "HubDataset.id": each("data.id=other/sums", given=(HUB,), where=DATA),
+    "HubDataset.config": each("data.config=null", given=(HUB,), where=DATA),
+    "HubDataset.split": each("data.split=test", given=(HUB,), where=DATA),
+    "HubDataset.revision": each("data.revision=v2", given=(HUB,), where=DATA),
+    "HubDataset.question": each("data.question=solution", given=(HUB,), where=DATA),
+    "HubDataset.answer": each("data.answer=solution", given=(HUB,), where=DATA),
+    "HubDataset.answer_after": each("data.answer_after='='", given=(HUB, "data.answer=solution"), where=DATA),
+    "HubDataset.limit": each("data.limit=5", given=(HUB,), where=DATA),
+    "Prompt.system": each("prompt.system=x"),
+    "Prompt.instruction": each("prompt.instruction=y"),
+    "Answer.extract": each("answer.extract=[boxed]"),
+    "Answer.timeout": each("answer.timeout=1.0", where=RUN),
+    "Answer.workers": each("answer.workers=2", where=RUN),
+    # --------------------------------------------------------------------------------------------------- answers
+    "RolloutSettings.prompts": each("rollout.prompts=2"),
+    "RolloutSettings.per_problem": each("rollout.per_problem=3"),
+    "RolloutSettings.temperature": each("rollout.temperature=0.5"),
+    "RolloutSettings.top_p": each("rollout.top_p=0.5"),
+    "RolloutSettings.top_k": each("rollout.top_k=5"),
+    "RolloutSettings.max_new_tokens": each("rollout.max_new_tokens=3"),
+    "RolloutSettings.stop_strings": each("rollout.stop_strings=[]"),
+    "RolloutSettings.dynamic": each("rollout.dynamic=null", "rollout.dynamic={rounds: 3}", given=AGREEING),
+    "Dynamic.rounds": each("rollout.dynamic.rounds=2", given=("rollout.dynamic={rounds: 10}", *AGREEING)),
+    "Dynamic.overdraw": each("rollout.dynamic.overdraw=2.0", given=("rollout.dynamic={rounds: 10}",)),
+    "TorchEngine.max_rows": each("engine.max_rows=1", where=ENGINE),
+    "TorchEngine.kv_gb": each("engine.kv_gb=1e-9", where=ENGINE),
+    # --------------------------------------------------------------------------------------------------- rewards
+    "RewardTerm.term": each("reward.0.term=format", given=("reward=[{term: accuracy}]",)),
+    "RewardTerm.weight": each("reward.0.weight=3.0", "reward.1.weight=-0.5"),
+    "RewardTerm.schedule": each(CYCLE),
+    "CosineLength.weight": each("reward.2.weight=2.0", given=(COSINE,)),
+    "CosineLength.low": each("reward.2.low=-1.0", given=(COSINE,)),
+    "CosineLength.high": each("reward.2.high=0.5", given=(COSINE,)),
+    "CosineLength.only_correct": each("reward.2.only_correct=true", given=(COSINE,)),
+    "CosineLength.schedule": each("reward.2.schedule={kind: cycle, on: 1, off: 1}", given=(COSINE,)),
+    "Cycle.on": each("reward.1.schedule.on=2", given=(CYCLE,)),
+    "Cycle.off": (Flip("reward.1.schedule.off=2", (CYCLE,), step=2),),
+    "Cycle.start": each("reward.1.schedule.start=1", given=(CYCLE,)),
+    # ----------------------------------------------------------------------------------------------- the algorithm
+    "Algorithm.baseline": each(
+        *(f"algorithm.baseline={name}" for name in ("none", "group_mean", "leave_one_out", "batch_mean")),
+        given=(PLAIN,),
+    ),
+    "Algorithm.scale": each(
+        *(
+            f"algorithm.scale={name}"
+            for name in ("none", "group_std", "batch_std_raw", "batch_std_centred", "token_std")
+        ),
+        given=(PLAIN,),
+    ),
+    "Algorithm.std": each("algorithm.std=population", given=(PLAIN, "algorithm.scale=group_std"))
+    + each("algorithm.std=population", given=("algorithm.whiten=tokens",)),
+    "Algorithm.whiten": each(*(f"algorithm.whiten={name}" for name in ("none", "trajectories", "tokens"))),
+    "Algorithm.advantage_clip": each("algorithm.advantage_clip=0.1"),
+    "Algorithm.ratio": each(
+        *(f"algorithm.ratio={name}" for name in ("token", "sequence", "detached")), given=(PLAIN_CLIP,)
+    ),
+    "Algorithm.aggregate": each(
+        *(
+            f"algorithm.aggregate={name}"
+            for name in ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "token_sum_constant")
+        )
+    ),
+    "Algorithm.constant": each("algorithm.constant=3", given=("algorithm.aggregate=token_sum_constant",)),
+    "Algorithm.entropy_coef": each("algorithm.entropy_coef=0.5"),
+    "Clip.low": each("algorithm.clip.low=0.01", given=BELOW_ZERO)
+    + each("algorithm.clip.low=null", given=(*BELOW_ZERO, "algorithm.clip.low=0.01")),
+    "Clip.high": each("algorithm.clip.high=0.01")
+    + each("algorithm.clip.high=null", given=("algorithm.clip.high=0.01",)),
+    "Clip.dual": each("algorithm.clip.dual=1.001")
+    + each("algorithm.clip.dual=null", given=("algorithm.clip.dual=1.001",)),
+    "Kl.kind": each(
+        *(f"algorithm.kl.kind={name}" for name in ("reward_k1", "loss_k1", "loss_k2", "loss_k3")), given=(KL,)
+    )
+    + each("algorithm.kl={}", given=(KL,)),
+    "Kl.coef": each("algorithm.kl.coef=2.0", given=(KL,)),
+    "Kl.input_limit": each("algorithm.kl.input_limit=0.05", given=(KL,)),
+    "Kl.output_limit": each("algorithm.kl.output_limit=0.005", given=(KL,)),
+    "Kl.reset": each("algorithm.kl.reset={every: 1}", given=RESET, where=RUN),
+    "Reset.every": each("algorithm.kl.reset.every=2", given=(*RESET, "algorithm.kl.reset={every: 1}"), where=RUN),
+    "Reset.spike": each(
+        "algorithm.kl.reset.spike=1e-9", given=(*RESET, "algorithm.kl.reset={every: 99, spike: 99.0}"), where=RUN
+    ),
+    "Reset.stall": each(
+        "algorithm.kl.reset.stall=1", given=(*RESET, HELD, "algorithm.kl.reset={every: 99, stall: 99}"), where=RUN
+    ),
+    "Reset.moments": each(
+        "algorithm.kl.reset.moments=drop", given=(*RESET, "algorithm.kl.reset={every: 1}"), where=RUN
+    ),
+    "Mismatch.kind": each("algorithm.mismatch.kind=icepop", "algorithm.mismatch.kind=sequence_mask", given=(TIS,))
+    + each("algorithm.mismatch={}", given=(TIS,)),
+    "Mismatch.low": each("algorithm.mismatch.low=0.5", "algorithm.mismatch.low=null", given=(TIS,)),
+    "Mismatch.high": each("algorithm.mismatch.high=5.0", "algorithm.mismatch.high=null", given=(TIS,)),
+    "Overlong.kind": each(
+        *(f"algorithm.overlong={{kind: {name}}}" for name in ("none", "filter", "soft", "stop_properly"))
+    ),
+    "Overlong.buffer": each("algorithm.overlong.buffer=4", given=("algorithm.overlong={kind: soft, buffer: 2}",)),
+    "Overlong.coef": each(
+        "algorithm.overlong.coef=0.5",
+        "algorithm.overlong.coef=-0.5",
+        given=("algorithm.overlong={kind: stop_properly}",),
+    ),
+    # -------------------------------------------------------------------------------------------------- training
+    "Optim.lr": each("optim.lr=0.01"),
+    "Optim.betas": each("optim.betas=[0.5, 0.999]", "optim.betas=[0.9, 0.5]"),
+    "Optim.eps": each("optim.eps=0.1"),
+    "Optim.weight_decay": each("optim.weight_decay=0.5"),
+    "Optim.grad_clip": each("optim.grad_clip=1e-4") + each("optim.grad_clip=null", given=("optim.grad_clip=1e-4",)),
+    "Optim.schedule": each("optim.schedule=cosine"),
+    "Optim.warmup": each("optim.warmup=4"),
+    "Train.minibatches": each("train.minibatches=1", "train.minibatches=4"),
+    "Train.epochs": each("train.epochs=2"),
+    "Train.row_tokens": each("train.row_tokens=16"),
+    "ColdStart.steps": each("cold_start.steps=1", given=(SHORT_COLD,), where=RUN),
+    "ColdStart.batch": each("cold_start.batch=3", given=(SHORT_COLD,), where=RUN),
+    "ColdStart.lr": each("cold_start.lr=0.02", given=(SHORT_COLD,), where=RUN),
+    "ColdStart.warmup": each("cold_start.warmup=2", given=(SHORT_COLD,), where=RUN),
+    "Sft.path": each("sft.path=HELD_OUT", given=(SHORT_SFT,), where=RUN),
+    "Sft.question": each("sft.question=solution", given=(SHORT_SFT,), where=RUN),
+    "Sft.solution": each("sft.solution=answer", given=(SHORT_SFT,), where=RUN),
+    "Sft.steps": each("sft.steps=1", given=(SHORT_SFT,), where=RUN),
+    "Sft.batch": each("sft.batch=3", given=(SHORT_SFT,), where=RUN),
+    "Sft.lr": each("sft.lr=0.02", given=(SHORT_SFT,), where=RUN),
+    "Sft.warmup": each("sft.warmup=2", given=(SHORT_SFT,), where=RUN),
+    "Evaluation.problems": each("evaluation.problems=3", given=(HELD,), where=RUN),
+    "Evaluation.samples": each("evaluation.samples=2", given=(HELD,), where=RUN),
+    "Evaluation.every": each("evaluation.every=0", given=(HELD,), where=RUN),
+    "Evaluation.data": each("evaluation.data={kind: jsonl, path: HELD_OUT, limit: 1}", given=(HELD,), where=RUN),
+    "Save.every": each("save.every=1", where=RUN),
+    "Save.keep": each("save.keep=1", given=("save.every=1",), where=RUN),
+    "Probes.agreement": each("probes.agreement=1e-12", where=RUN),
+    "Probes.patience": each("probes.patience=1", given=("answer.extract=[tag]", "steps=3"), where=RUN),
+}
+"""By `Class.field`, for every part that a recipe can hold."""
