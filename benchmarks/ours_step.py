@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anabranch.batching.credit import Credit
     from anabranch.records import Problem, Request, Rollout, Score
     from anabranch.train.experience import Experience
-    from anabranch.train.rl import Lesson
+    from anabranch.train.lesson import Lesson
     from anabranch.train.session import Learner
 
 ALIGNED = (

@@ -70,7 +70,9 @@ def make_recipe(tiny_model: Path, sums: Path) -> MakeRecipe:
         "prompt.instruction=",
         "answer.extract=[last_number]",
         "reward=[{term: accuracy}, {term: format, weight: 0.5}]",
-        "rollout={prompts: 4, per_problem: 4, max_new_tokens: 6}",
+        "rollout.prompts=4",
+        "rollout.per_problem=4",
+        "rollout.max_new_tokens=6",
         "optim={lr: 0.01}",
     )
     quick = (

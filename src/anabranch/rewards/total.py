@@ -25,5 +25,5 @@ def total(terms: tuple[Reward, ...], rollout: Rollout, verdict: Verdict, *, step
         max_new_tokens: the length limit.
     """
     weights = weights_at(terms, step)
-    parts = {item.term: value_of(item, rollout, verdict, max_new_tokens) for item in terms}
+    parts: dict[str, float] = {item.term: value_of(item, rollout, verdict, max_new_tokens) for item in terms}
     return Score(sum(weights[name] * value for name, value in parts.items()), parts, verdict)
