@@ -6,6 +6,7 @@ with the mini-batches of its optimizer steps, and the policy objective over seve
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from anabranch.algo.groups import informative_groups
 from anabranch.batching.credit import assign_credit
 from anabranch.presets import PRESETS, load
 from anabranch.presets.published import Method
+from anabranch.recipe.overrides import apply
 from anabranch.recipe.tree import Recipe
 from anabranch.records import Reason, Rollout, Score, Segment, StopReason, StreamGraph, Verdict
 from anabranch.rewards.overlong import apply_overlong
@@ -236,3 +238,40 @@ def test_the_references_tell_the_methods_apart():
     for name, gradient in gradients.items():
         for another, against in gradients.items():
             assert name == another or gradient[0] != pytest.approx(against[0], rel=1e-3, abs=1e-6), (name, another)
+
+
+OTHER_WAYS = (
+    "algorithm.clip={low: 0.05, high: 0.05}",
+    "algorithm.aggregate=seq_mean_token_sum",
+    "algorithm.advantage_clip=0.1",
+    "algorithm.overlong={kind: filter}",
+    "algorithm.mismatch={kind: tis, low: 0.9, high: 1.0}",
+)
+
+
+@pytest.mark.parametrize("change", OTHER_WAYS)
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_method_with_one_axis_changed_is_not_its_formula_any_more(name, change):
+    batch = one_group((1.0, 0.0, 0.0, 0.5), (3, LIMIT, 1, 2), cut=(1,), moved=0.4)
+    with pytest.raises(AssertionError):
+        assert_equal(apply(load(name), [change]), name, batch)
+
+
+def test_L7_the_reference_of_ppo_has_the_loss_and_the_gradient_worked_by_hand():
+    ratios = ((1.5,), (0.5, 1.0, 1.3))
+    now = tuple(tuple(-1.0 for _ in answer) for answer in ratios)
+    old = [tuple(-1.0 - math.log(rho) for rho in answer) for answer in ratios]
+    answers = tuple(
+        Answer(0, 0, reward, False, before, before, before) for reward, before in zip((1, -1), old, strict=True)
+    )
+    losses, gradients = by_the_reference("ppo_vanilla", Batch(answers, now, (0, 0)))
+    assert losses == pytest.approx([-0.083333], abs=1e-6)
+    assert gradients[0] == pytest.approx([0.0, 0.0, 1 / 6, 1.3 / 6])  # L8, sequence-level
+
+
+def test_L14_the_reference_of_reinforce_pp_whitens_over_tokens():
+    old = ((-1.0,), (-1.0, -1.0, -1.0))
+    answers = tuple(Answer(0, 0, reward, False, x, x, x) for reward, x in zip((1.0, 0.0), old, strict=True))
+    losses, gradients = by_the_reference("reinforce_pp", Batch(answers, old, (0, 0)))
+    assert losses == pytest.approx([0.0], abs=1e-12)
+    assert gradients[0] == pytest.approx([-1.5 / 4, 0.5 / 4, 0.5 / 4, 0.5 / 4])  # unbiased: 1.5 / -0.5
