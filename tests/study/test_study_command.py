@@ -153,7 +153,8 @@ def test_a_report_of_a_study_without_finished_runs_is_refused(asked_for, tmp_pat
 def start(asked, root, log):
     code = "from anabranch.cli.main import main; main()"
     words = [sys.executable, "-c", code, *arguments_of(asked, "--out", root)]
-    return subprocess.Popen(words, stdout=log.open("a"), stderr=subprocess.STDOUT, start_new_session=True)
+    with log.open("a") as output:
+        return subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def wait_for(condition, process, log):
@@ -171,15 +172,18 @@ def alive(pid):
 
 
 def test_a_study_that_was_killed_goes_on_to_the_same_numbers_and_a_failed_arm_is_named(asked_for, tmp_path):
-    """Killed while its first run is at work, which dies with it; the second life finishes. The third arm cannot work:
-    its learning rate makes the weights overflow."""
+    """Killed while its first run is at work, which dies with it; the second life goes on with that run. The run of the
+    other arm is damaged, and stays so."""
     asked = asked_for(
         "algorithm.scale=none,group_std",
         seeds="1",
         overrides=("cold_start=null", "steps=6", "save.every=1", "evaluation.every=3"),
-        bundles=("broken:model.source=/no/such/model",),
     )
     root, log = tmp_path / "study", tmp_path / "log"
+    manifest = write_manifest(asked, root)
+    damaged = root / "runs" / "2-scale=group_std" / "seed-0"
+    (damaged / "checkpoints" / "step-000001").mkdir(parents=True)
+    (damaged / "recipe.yaml").write_text("steps: [")
     first = start(asked, root, log)
     arm = root / "runs" / "1-scale=none" / "seed-0"
     wait_for(lambda: (arm / "checkpoints" / "step-000002").exists(), first, log)
@@ -195,19 +199,19 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers_and_a_failed_arm_is
     second = start(asked, root, log)
     assert second.wait(timeout=100) == 1, log.read_text()
     said = log.read_text()
-    assert "FAILED: broken, seed 0" in said and "/no/such/model" in said
-    assert "1 of 3 failed; the same command tries them again" in said
-    manifest = read_manifest(root)
+    assert "FAILED: scale=group_std, seed 0" in said and "recipe.yaml:\nthe recipe: found line 1" in said
+    assert "1 of 2 failed; the same command tries them again" in said
+    assert read_manifest(root) == manifest
     outline = read_outline(root)
-    assert outline.missing() == [("broken", 0)]
+    assert outline.missing() == [("scale=group_std", 0)]
     train.start(manifest.study.recipe(0, 0, manifest.compute), tmp_path / "alone")
     alone, here = extract(tmp_path / "alone", "scale=none", 0), outline.runs["scale=none", 0]
     assert (alone.curves, alone.evaluations) == (here.curves, here.evaluations)
     assert [evaluated.step for evaluated in here.evaluations] == [0, 3, 6]
 
     page = (root / "report.html").read_text()
-    assert "1 run is missing: broken seed 0" in page
-    assert json.loads((root / "report.json").read_text())["comparisons"][0]["verdict"] in ("no verdict", "no effect")
+    assert "1 run is missing: scale=group_std seed 0" in page
+    assert json.loads((root / "report.json").read_text())["comparisons"][0]["verdict"] == "missing"
     again = run("report", root / "results.json", "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again" / "report.html").read_text() == page

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from anabranch.errors import ShapeError
-from anabranch.study.statistics import holm, normal_quantile, spread, t_cumulative, t_quantile
+from anabranch.study.statistics import holm, normal_quantile, spread, t_quantile, t_tail
 
 scores = arrays(
     np.float64, st.tuples(st.integers(2, 6), st.integers(1, 8)), elements=st.integers(0, 8).map(lambda n: n / 8)
@@ -28,9 +28,15 @@ def test_quantiles_of_students_t_are_those_of_the_tables(freedom, expected):
 
 
 def test_students_t_with_one_and_two_degrees_by_formula():
-    assert t_cumulative(1.0, 1) == pytest.approx(0.5 + math.atan(1.0) / math.pi)  # Cauchy: 3/4
-    assert t_cumulative(1.0, 2) == pytest.approx(0.5 + 1 / (2 * math.sqrt(3)))  # 1/2 + t / (2 sqrt(2 + t^2))
-    assert t_cumulative(-1.0, 2) == pytest.approx(0.5 - 1 / (2 * math.sqrt(3)))
+    assert t_tail(1.0, 1) == pytest.approx(0.25)  # Cauchy: 1/2 - atan(1) / pi
+    assert t_tail(1.0, 2) == pytest.approx(0.5 - 1 / (2 * math.sqrt(3)))  # 1/2 - t / (2 sqrt(2 + t^2))
+    assert t_tail(0.0, 3.7) == pytest.approx(0.5)
+    assert t_tail(1000.0, 2) == pytest.approx(0.5 * (1 - 1000 / math.sqrt(2 + 1e6)), rel=1e-6)  # far out as well
+
+
+@pytest.mark.parametrize("freedom", [1.0, 1.01, 1.3, 2.2, 5.5, 63.0])
+def test_a_quantile_far_out_has_the_tail_that_was_asked_for(freedom):
+    assert t_tail(t_quantile(1 - 5e-7, freedom), freedom) == pytest.approx(5e-7, rel=1e-6)
 
 
 def test_normal_quantile():

@@ -263,12 +263,12 @@ def _statistics(outline: Outline) -> list[str]:
     """How the intervals were made, for this study: sentences."""
     seeds = len(outline.seeds)
     first = outline.arms[0].held_out
-    shared = len(set(first)) == 1
+    shared = seeds > 1 and len(set(first)) == 1
     paired = all(arm.held_out == first for arm in outline.arms)
     return [
         f"Final accuracy is the mean score on held-out problems after the last step, over {seeds} "
-        f"seed{'' if seeds == 1 else 's'}. A seed decides data order, cold start, held-out problems and every random "
-        "number, in all arms alike.",
+        f"seed{'' if seeds == 1 else 's'}. A seed decides data order, cold start"
+        f"{'' if shared else ', held-out problems'} and every random number, in all arms alike.",
         _what_is_drawn(seeds, shared),
         "Differences to the first arm are paired by seed"
         + (" and by problem: both arms answer the same problems with the same random numbers." if paired else " only: ")

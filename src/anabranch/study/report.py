@@ -63,8 +63,8 @@ def write_report(outline: Outline, folder: Path) -> dict[str, Any]:
 
 def arms_table(found: Mapping[str, Any]) -> TextTable:
     """One row an arm: accuracy with its interval, learning speed, cost."""
-    heads = ("arm", "seeds", "accuracy, %", "before RL, %", f"mean {found['speed_of']} on the way, %")
-    heads += ("answers", "tokens", "time of RL")
+    speed = f"mean {found['speed_of']} on the way, %"
+    heads = ("arm", "seeds", "accuracy, %", "before RL, %", speed, "answers", "tokens", "time of RL")
     return TextTable("Held-out accuracy, and what it cost (means over seeds)", heads, tuple(map(_row, found["arms"])))
 
 
@@ -142,9 +142,10 @@ def _setting(found: Mapping[str, Any]) -> str:
     facts, compute = found["facts"], found["compute"]
     common = " ".join(found["overrides"]) or "none"
     commit = f", commit {facts['git_commit'][:12]}" if facts.get("git_commit") else ""
+    threads = "1 thread" if compute["threads"] == 1 else f"{compute['threads']} threads"
     return (
         f"Changes common to all arms: {common}. Computed in {compute['dtype']} on {compute['device']} with "
-        f"{compute['threads']} threads ({facts['cpu']}, {facts['cores']} cores); anabranch {facts['version']}{commit}; "
+        f"{threads} ({facts['cpu']}, {facts['cores']} cores); anabranch {facts['version']}{commit}; "
         f"started {facts['started']}. Times depend on the machine and on what ran beside; all other numbers do not."
     )
 

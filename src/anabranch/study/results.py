@@ -146,4 +146,4 @@ def _curve(records: Sequence[Mapping[str, Any]], name: str) -> tuple[float | Non
 
 
 def _total(records: Sequence[Mapping[str, Any]], name: str) -> float:
-    return sum(record[name] for record in records)
+    return float(sum(record[name] for record in records))
