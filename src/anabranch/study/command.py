@@ -9,8 +9,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from anabranch.errors import RecipeError, RunFolderError, explain
 from anabranch.recipe.checks import notes
 from anabranch.recipe.tree import Model
@@ -27,7 +25,7 @@ from anabranch.study.jobs import Standing, run_all, worker_command
 from anabranch.study.outline import Outline, read_outline, write_export
 from anabranch.study.plan import Job, Study, check_arms, held_out_digests, jobs
 from anabranch.study.progress import Progress
-from anabranch.study.report import arms_table, differences_table, missing_sentence, write_report
+from anabranch.study.report import missing_sentence, summary_table, write_report
 from anabranch.tasks.base import problem_key
 from anabranch.tracking.display import Display, make_display
 from anabranch.tracking.files import writing
@@ -120,14 +118,13 @@ def report(path: Path, out: Path | None) -> Outline:
         raise RunFolderError(explain(str(path), "no finished run", need, "give the `anabranch ablate` command again"))
     folder = out or (path if path.is_dir() else path.parent)
     found = write_report(outline, folder)
-    console = Console(file=sys.stdout)
-    missing = missing_sentence(found)
-    for line in [*([missing] if missing else []), ""]:
-        console.print(line, markup=False, highlight=False)
-    for table in (arms_table(found), differences_table(found)):
-        console.print(table.rich())
-    for line in [*(comparison["sentence"] for comparison in found["comparisons"]), f"report: {folder / 'report.html'}"]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with make_display(sys.stdout) as display:
+        display.note("")
+        display.table(summary_table(found))
+        missing = missing_sentence(found)
+        for line in [*(comparison["sentence"] for comparison in found["comparisons"]), *([missing] if missing else [])]:
+            display.note(line)
+        display.note(f"report: {folder / 'report.html'}")
     return outline
 
 

@@ -102,6 +102,15 @@ def differences_table(found: Mapping[str, Any]) -> TextTable:
     return TextTable("Paired differences of held-out accuracy", heads, tuple(rows))
 
 
+def summary_table(found: Mapping[str, Any]) -> TextTable:
+    """What fits on a terminal: accuracy and difference of every arm."""
+    against = {c["arm"]: _percent(c.get("difference"), "+") for c in found["comparisons"]}
+    rows = [
+        (arm["name"], _percent(arm.get("accuracy")), against.get(arm["name"], "reference")) for arm in found["arms"]
+    ]
+    return TextTable("Held-out accuracy after RL, means over seeds", ("arm", "%", "points"), tuple(rows))
+
+
 def _percent(ends: Mapping[str, float] | None, sign: str = "") -> str:
     if ends is None:
         return "-"
