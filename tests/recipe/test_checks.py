@@ -35,6 +35,12 @@ QUICK = load("quickstart")
             "algorithm.baseline compares the answers of a batch",
             "rollout.prompts=16",
         ),
+        (
+            QUICK,
+            "algorithm.scale=batch_std_raw algorithm.whiten=tokens",
+            "whitening over tokens divides by the spread of the whole batch again",
+            "algorithm.scale=none",
+        ),
         (QUICK, "algorithm.kl.coef=0.1", "algorithm.kl.coef: found 0.1", "algorithm.kl.kind=loss_k3"),
         (GRPO, "algorithm.kl.coef=0", "algorithm.kl.coef: found 0.0", "algorithm.kl.kind=none"),
         (QUICK, "algorithm.kl.input_limit=10", "algorithm.kl.input_limit: found 10", "algorithm.kl.input_limit=null"),

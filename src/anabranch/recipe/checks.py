@@ -70,6 +70,14 @@ def _groups(recipe: Recipe) -> Iterator[str]:
 
 def _spread(recipe: Recipe) -> Iterator[str]:
     algorithm = recipe.algorithm
+    batch_wide = algorithm.scale in ("batch_std_raw", "batch_std_centred", "token_std")
+    if batch_wide and algorithm.whiten != "none" and algorithm.kl.kind != "reward_k1":
+        yield explain(
+            "algorithm.scale",
+            algorithm.scale,
+            f"whitening over {algorithm.whiten} divides by the spread of the whole batch again and undoes it",
+            "algorithm.scale=none, or algorithm.whiten=none",
+        )
     if algorithm.std != "unbiased" and algorithm.scale == "none" and algorithm.whiten == "none":
         yield explain(
             "algorithm.std",
