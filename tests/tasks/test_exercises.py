@@ -46,10 +46,10 @@ def test_questions_and_answers_are_those_of_a_cold_start_on_reasoning_gym():
     assert min(found["basic_arithmetic"], found["chain_sum"]) > 0
 
 
-def test_a_fifth_of_the_prompts_carry_the_default_instruction_and_a_tenth_ask_as_chain_sum_does():
+def test_a_tenth_of_the_prompts_carry_the_default_instruction_and_half_of_those_ask_as_chain_sum_does():
     prompts = [exercise.prompt for exercise in some(Manner(), 2000)]
-    assert 0.17 < sum(prompt.endswith("\n" + Prompt().instruction) for prompt in prompts) / 2000 < 0.23
-    assert 0.08 < sum(prompt.startswith("State the final answer") for prompt in prompts) / 2000 < 0.12
+    assert 0.08 < sum(prompt.endswith("\n" + Prompt().instruction) for prompt in prompts) / 2000 < 0.12
+    assert 0.03 < sum(prompt.startswith("State the final answer") for prompt in prompts) / 2000 < 0.07
 
 
 def test_slips_are_as_frequent_as_asked_and_the_steps_go_on_from_them():

@@ -70,8 +70,8 @@ class Exercise:
 def exercises(kinds: tuple[Kind, ...], manner: Manner, seed: int) -> Iterator[Exercise]:
     """Exercises without end; the arguments alone decide them.
 
-    Four of five questions stand alone in the form of `basic_arithmetic`; the others are in that form or that of
-    `chain_sum`, with the default instruction of a recipe below.
+    Nine of ten questions stand alone in the form of `basic_arithmetic`; the others, half of them in the form of
+    `chain_sum`, have the default instruction of a recipe below.
 
     Args:
         kinds: which sums; their weights need not add up to 1.
@@ -85,10 +85,10 @@ def exercises(kinds: tuple[Kind, ...], manner: Manner, seed: int) -> Iterator[Ex
         terms, operators = _sum(rng, rng.choices(kinds, weights)[0])
         expression = " ".join([str(terms[0]), *(f"{o} {t}" for o, t in zip(operators, terms[1:], strict=True))])
         form = rng.random()
-        question = (CHAIN_QUESTION if form < 0.1 else QUESTION).format(expression)
+        question = (CHAIN_QUESTION if form < 0.05 else QUESTION).format(expression)
         gold = terms[0] + sum(t if o == "+" else -t for o, t in zip(operators, terms[1:], strict=True))
         answer, ends = _written(rng, terms, operators, gold, manner)
-        yield Exercise(f"{question}\n{instruction}" if form < 0.2 else question, answer, gold, ends)
+        yield Exercise(f"{question}\n{instruction}" if form < 0.1 else question, answer, gold, ends)
 
 
 def _sum(rng: Random, kind: Kind) -> tuple[list[int], list[str]]:
