@@ -146,6 +146,7 @@ FLIPS: Mapping[str, tuple[Flip, ...]] = {
     "TorchEngine.kv_gb": each("engine.kv_gb=1e-9", where=ENGINE),
     # --------------------------------------------------------------------------------------------------- rewards
     "RewardTerm.term": each("reward.0.term=format", given=("reward=[{term: accuracy}]",)),
+    "RewardTerm.wrong": each("reward.0.wrong=-1.0", "reward.0.wrong=0.5"),
     "RewardTerm.weight": each("reward.0.weight=3.0", "reward.1.weight=-0.5"),
     "RewardTerm.schedule": each(CYCLE),
     "CosineLength.weight": each("reward.2.weight=2.0", given=(COSINE,)),

@@ -8,9 +8,11 @@ from anabranch.errors import RecipeError
 from anabranch.presets import PAPERS, PRESETS, load
 from anabranch.presets.laptop import LAPTOP
 from anabranch.presets.published import Method
+from anabranch.presets.small import SETS, small
 from anabranch.recipe.io import from_yaml, to_yaml
 from anabranch.recipe.overrides import apply
 from anabranch.recipe.show import difference
+from anabranch.recipe.text import inline
 from anabranch.rewards.overlong import DEFAULT_BUFFER
 
 METHODS = [name for name, preset in PRESETS.items() if isinstance(preset, Method)]
@@ -141,6 +143,28 @@ def test_the_quickstart_is_lite_ppo_on_sums_of_two_numbers_after_a_thin_cold_sta
     assert quick.data.options["operators"] == ["+"]
     assert quick.evaluation is not None
     assert quick.cold_start is not None
+
+
+def test_small_sums_are_lite_ppo_on_a_small_model_and_every_set_can_take_its_place():
+    recipe = load("small_sums")
+    assert recipe.algorithm == load("lite_ppo").algorithm
+    assert recipe.model.source == "small-base"
+    assert recipe.data == SETS["medium"]
+    for data in SETS.values():
+        changed = apply(recipe, [f"data={inline(data.model_dump(mode='json'))}"])
+        assert changed.data == data
+        assert data.size >= recipe.rollout.prompts * 2
+    assert [data.options["max_terms"] for data in SETS.values()] == sorted(
+        d.options["max_terms"] for d in SETS.values()
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_at_the_small_sizes_and_keeps_its_axes(method):
+    recipe = small(load(method), f"name={method}")
+    assert recipe.algorithm == load(method).algorithm
+    changed = [path for path, _, _ in difference(recipe, load("small_sums"))]
+    assert all(path.startswith(("name", "algorithm.", "rollout.dynamic", "train.minibatches")) for path in changed)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -62,12 +62,12 @@ GRPO = load("grpo")
         (
             "reward=accuracy",
             "reward: found accuracy, but must be a list\n"
-            "  fix: reward=[{term: accuracy, weight: 1.0, schedule: {kind: constant}}]",
+            "  fix: reward=[{term: accuracy, wrong: 0.0, weight: 1.0, schedule: {kind: constant}}]",
         ),
         (
             "reward.0.low=-1",
-            "reward.0.low: found an unknown key, but reward.0 with term=accuracy or format has only: term, weight, "
-            "schedule\n  fix: reward.0.term=cosine_length reward.0.low=-1",
+            "reward.0.low: found an unknown key, but reward.0 with term=accuracy or format has only: term, wrong, "
+            "weight, schedule\n  fix: reward.0.term=cosine_length reward.0.low=-1",
         ),
         (
             "reward.1.weight=2",

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anabranch.recipe.tree import CosineLength, Cycle, Overlong, RewardTerm
+from anabranch.errors import RecipeError
+from anabranch.recipe.tree import CosineLength, Cycle, Overlong, Recipe, RewardTerm
 from anabranch.records import Reason, Rollout, Score, Segment, StopReason, StreamGraph, Verdict
 from anabranch.rewards.overlong import apply_overlong, soft_overlong
 from anabranch.rewards.terms import TERMS, cosine_length
@@ -37,6 +38,27 @@ def test_every_term_of_the_recipe_exists():
     from typing import get_args
 
     assert set(get_args(RewardTerm.model_fields["term"].annotation)) == set(TERMS)
+
+
+@pytest.mark.parametrize(
+    ("value", "wrong", "reward"), [(1.0, -1.0, 1.0), (0.0, -1.0, -1.0), (0.25, -1.0, -0.5), (0.0, 0.5, 0.5)]
+)
+def test_a_wrong_answer_may_cost_and_what_is_partly_right_lies_between(value, wrong, reward):
+    reason = Reason.CORRECT if value == 1 else Reason.PARTIAL
+    score = total((RewardTerm(wrong=wrong),), rollout(), Verdict(value, reason, "6"), step=0, max_new_tokens=8)
+    assert (score.reward, score.parts) == (reward, {"accuracy": reward})  # wrong + (1 - wrong) * value
+
+
+@given(st.floats(0, 1))
+def test_without_a_price_a_reward_is_the_verdict_to_the_bit(value):
+    verdict = Verdict(value, Reason.PARTIAL, "6")
+    assert total((RewardTerm(),), rollout(), verdict, step=0, max_new_tokens=8).reward == value
+
+
+@pytest.mark.parametrize(("term", "wrong"), [("format", -1.0), ("accuracy", 1.0)])
+def test_a_price_of_wrong_answers_that_could_not_act_is_refused(term, wrong):
+    with pytest.raises(RecipeError, match=rf"reward\.0\.wrong: found {wrong}"):
+        Recipe(name="x", reward=[{"term": term, "wrong": wrong}])
 
 
 B13 = [(0, 0.0), (2048, -0.073223), (4096, -0.25), (6144, -0.426777), (8192, -0.5), (9000, -0.5)]

@@ -11,12 +11,14 @@ from anabranch.errors import RecipeError, explain
 from anabranch.presets import many_updates, methods
 from anabranch.presets.published import PAPER, Method
 from anabranch.presets.quickstart import quickstart
+from anabranch.presets.small import small_sums
 from anabranch.recipe.io import from_yaml
 from anabranch.recipe.tree import Recipe
 
 PRESETS: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
     {
         "quickstart": quickstart,
+        "small_sums": small_sums,
         "ppo_vanilla": methods.ppo_vanilla,
         "reinforce_pp": methods.reinforce_pp,
         "grpo": methods.grpo,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from anabranch.errors import explain
-from anabranch.recipe.reward import Constant, CosineLength
+from anabranch.recipe.reward import Constant, CosineLength, RewardTerm
 from anabranch.recipe.tree import ReasoningGym, Recipe
 
 
@@ -42,6 +42,9 @@ def _reward(recipe: Recipe) -> Iterator[str]:
         if isinstance(term, CosineLength) and term.low >= term.high:
             need = f"the term falls with length, from high={term.high:g} to low"
             yield explain(f"reward.{index}.low", term.low, need, f"reward.{index}.low={term.high - 0.5:g}")
+        if isinstance(term, RewardTerm) and term.term != "accuracy" and term.wrong != 0:
+            need = f"term '{term.term}' knows no wrong answer: only accuracy reads it"
+            yield explain(f"reward.{index}.wrong", term.wrong, need, f"reward.{index}.wrong=0.0")
 
 
 def _schedules(recipe: Recipe) -> Iterator[str]:

@@ -52,6 +52,9 @@ class RewardTerm(Part):
 
     term: Literal["accuracy", "format"] = "accuracy"
     """accuracy: the verdict's value. format: 1 if a final answer was found, else 0."""
+    wrong: StrictFloat = Field(0.0, lt=1)
+    """accuracy: what a wrong answer gets; a right one gets 1, a partly right one what lies as far between. -1: rewards
+    of -1 and 1 in place of 0 and 1."""
     weight: StrictFloat = 1.0
     """The reward is the sum of weight times term, over the terms in force. 0: the term is only recorded."""
     schedule: Schedule = Constant()

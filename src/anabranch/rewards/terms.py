@@ -41,6 +41,8 @@ def cosine_length(length: int, max_length: int, low: float, high: float) -> floa
 def value_of(term: Reward, rollout: Rollout, verdict: Verdict, max_new_tokens: int) -> float:
     """The raw value of a term, before its weight.
 
+    A term without settings of its own goes from `wrong` (0 unless the recipe says otherwise) to 1.
+
     Args:
         term: as the recipe has it.
         rollout: the answer.
@@ -51,4 +53,4 @@ def value_of(term: Reward, rollout: Rollout, verdict: Verdict, max_new_tokens: i
         if term.only_correct and verdict.reason is not Reason.CORRECT:
             return 0.0
         return cosine_length(rollout.num_answer_tokens, max_new_tokens, term.low, term.high)
-    return TERMS[term.term](rollout, verdict)
+    return term.wrong + (1.0 - term.wrong) * TERMS[term.term](rollout, verdict)
