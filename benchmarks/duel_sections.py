@@ -136,6 +136,8 @@ def search_text(report: Report) -> Iterator[str]:
     if not report["search"]:
         yield "Settings were given: this run searched for none."
         return
+    if report.get("searched"):
+        yield f"The search is that of an earlier run, of {report['searched'][:16]} UTC."
     for name in report["sides"]:
         tried = [one for one in report["search"] if one["side"] == name]
         if not tried:

@@ -5,7 +5,7 @@
 Both sides answer the same prompts with the same forced number of tokens, draw at temperature 1, give the same rewards,
 and take one AdamW step on the same loss: GRPO without a KL term. `--tune` looks for the settings that make TRL fastest
 on this machine, and for our dtype; without it, what `--trl` says or `TRL_SETTINGS` is played. Everything tried is in
-the JSON file.
+the JSON file, and stays there, with its date, when the duel is played again.
 
 TRL may well be fastest with weights in bfloat16. They have no float32 copy, so that at a learning rate of 1e-6 most
 updates round to nothing: such a trainer is fast, and learns little. Ours keeps float32 weights beside the bfloat16 ones
@@ -77,7 +77,7 @@ WARMUP_TOKENS = 4
 def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
     size = size_of(asked)
-    tried: list[dict[str, Any]] = []
+    tried, searched = kept_search(asked.out)
     ours, theirs = our_side(asked), trl_side(asked, asked.trl or (BEGIN if asked.tune else TRL_SETTINGS))
     if asked.tune:
         log = asked.out.with_name(f"{asked.out.stem}-search.log")
@@ -85,9 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ours, tried = search(changed(ours, dtype="bfloat16"), [[Change({"dtype": "float32"})]], **how)
         warmup = {"tokens": min(WARMUP_TOKENS, size.tokens)}
         theirs, more = search(theirs, trl_axes(size.samples), **how, warmup=warmup)
-        tried += more
-    report = play("step", ours, theirs, asked, goal=GOAL, search=tried)
+        tried, searched = [*tried, *more], None
+    report = play("step", ours, theirs, asked, goal=GOAL, search=tried, more={"searched": searched})
     print(memory_text(report["memory"]))
+
+
+def kept_search(path: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """What the last search in the file of results tried, and when that run began; nothing if there was none."""
+    if not path.exists():
+        return [], None
+    before = json.loads(path.read_text(encoding="utf-8"))
+    return before["search"], (before.get("searched") or before["started"]) if before["search"] else None
 
 
 def play(
