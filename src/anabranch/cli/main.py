@@ -126,7 +126,10 @@ def evaluate(
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Answers a problem.")] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="How many problems.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write answers and verdicts.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write answers and verdicts. Default: RUN/eval-DATA-STEP, or runs/eval-MODEL-DATA."),
+    ] = None,
 ) -> None:
     """Measure the accuracy of a model or of a run's last checkpoint."""
     from anabranch.cli import commands
@@ -195,6 +198,38 @@ def report(
     from anabranch.study import command
 
     command.report(study, out)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Which one. Without it: list them.", show_default=False)
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A part that takes minutes, with a folder of its own.")
+    ] = False,
+    only: Annotated[str | None, typer.Option(metavar="T1,T3", help="Run only the arms of these findings now.")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="N or A,B,C", help="Default: as the reproduction says.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one a core.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: studies/NAME-HASH.")] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(metavar="DOCS", help="Also write the ledger, DOCS/reproductions.md and below.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(metavar="STUDY", help="Run nothing: judge these results (folder or results.json).")
+    ] = None,
+) -> None:
+    """Run a paper's findings as claims written down beforehand, and judge them."""
+    from anabranch.reproductions import command
+
+    if name is None:
+        command.show_listing()
+    elif results is not None:
+        given = {"--quick": quick, "--only": only, "--seeds": seeds, "--jobs": jobs, "--out": out}
+        command.refuse_with_results([option for option, value in given.items() if value])
+        command.rewrite(name, results, ledger)
+    elif command.reproduce(name, quick=quick, only=only, seeds=seeds, out=out, at_once=jobs, ledger=ledger):
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,18 @@ FEWEST_SEEDS = 3
 """With fewer there is no verdict: one run says nothing about luck, and two hardly more."""
 ALPHA = 1 - LEVEL
 """Error rate of all verdicts of a study together."""
-SHARES = ("accuracy", "dead_groups", "truncated", "clip_low", "clip_high")
+HELD_OUT = "held_out"
+"""The curve of held-out accuracy, beside those of `CURVES`."""
+SHARES = (HELD_OUT, "accuracy", "dead_groups", "truncated", "repeat_ratio", "clip_low", "clip_high")
 """Curves that are shares of 1."""
 
 
 def analyse(outline: Outline) -> dict[str, Any]:
     """All numbers and sentences of a report, as plain JSON types."""
-    arms = [_arm(outline, arm) for arm in outline.arms]
+    arms = [arm_record(outline, arm) for arm in outline.arms]
     comparisons = [_comparison(outline, outline.arms[0], arm) for arm in outline.arms[1:]]
     _judge(comparisons, outline.arms[0].name)
-    held_out = _by_held_out(outline)
+    held_out = by_held_out(outline)
     return {
         "base": outline.base,
         "overrides": list(outline.overrides),
@@ -48,8 +50,9 @@ def analyse(outline: Outline) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- arms
 
 
-def _arm(outline: Outline, arm: ArmOutline) -> dict[str, Any]:
-    seeds, runs = _runs(outline, arm)
+def arm_record(outline: Outline, arm: ArmOutline) -> dict[str, Any]:
+    """What one arm came to by itself: accuracy, learning speed, cost."""
+    seeds, runs = runs_of(outline, arm)
     record: dict[str, Any] = {"name": arm.name, "changes": list(arm.changes), "seeds": seeds}
     if not runs:
         return record
@@ -59,14 +62,15 @@ def _arm(outline: Outline, arm: ArmOutline) -> dict[str, Any]:
         "accuracy": _ends(_spread(_table(runs), shared=_shared(arm, outline, seeds)), 0.0, 1.0),
         "before": _mean([float(np.mean(run.evaluations[0].scores)) for run in runs]),
         "by_seed": [float(np.mean(run.final.scores)) for run in runs],
-        "speed": _ends(_spread(_column([_speed(run, outline) for run in runs]), shared=False), 0.0, 1.0),
+        "speed": _ends(spread_of([speed(run, held_out=by_held_out(outline)) for run in runs]), 0.0, 1.0),
         "steps": [run.steps for run in runs],
         "cost": {name: _mean([run.cost[name] for run in runs]) for name in runs[0].cost},
     }
     return record
 
 
-def _runs(outline: Outline, arm: ArmOutline) -> tuple[list[int], list[RunResult]]:
+def runs_of(outline: Outline, arm: ArmOutline) -> tuple[list[int], list[RunResult]]:
+    """The seeds that an arm has finished, and their runs."""
     seeds = [seed for seed in outline.seeds if (arm.name, seed) in outline.runs]
     return seeds, [outline.runs[arm.name, seed] for seed in seeds]
 
@@ -107,17 +111,21 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def _by_held_out(outline: Outline) -> bool:
+def by_held_out(outline: Outline) -> bool:
     """Whether learning speed can be read from held-out accuracy: every run has a value between the first and last."""
     return bool(outline.runs) and all(len(run.evaluations) > 2 for run in outline.runs.values())
 
 
-def _speed(run: RunResult, outline: Outline) -> float:
+def speed(run: RunResult, *, held_out: bool) -> float:
     """Area under the curve of accuracy, divided by its length: the mean accuracy on the way.
 
-    Held-out accuracy by the trapezoid rule where there are values on the way, otherwise training accuracy step by step.
+    Held-out accuracy by the trapezoid rule if there are values on the way, otherwise training accuracy step by step.
+
+    Args:
+        run: finished.
+        held_out: which of the two, see `by_held_out`.
     """
-    if _by_held_out(outline):
+    if held_out:
         steps = [evaluated.step for evaluated in run.evaluations]
         values = [float(np.mean(evaluated.scores)) for evaluated in run.evaluations]
         pieces = zip(steps, steps[1:], values, values[1:], strict=False)
@@ -136,23 +144,47 @@ def _comparison(outline: Outline, reference: ArmOutline, arm: ArmOutline) -> dic
         return record
     here = [outline.runs[arm.name, seed] for seed in seeds]
     there = [outline.runs[reference.name, seed] for seed in seeds]
-    paired = _digests(arm, outline, seeds) == _digests(reference, outline, seeds)
     by_seed = [_mean(one.final.scores) - _mean(other.final.scores) for one, other in zip(here, there, strict=True)]
-    if paired:
-        found = _spread(_table(here) - _table(there), shared=_shared(arm, outline, seeds))
-    else:
-        found = _spread(_column(by_seed), shared=False)
-    speeds = [_speed(one, outline) - _speed(other, outline) for one, other in zip(here, there, strict=True)]
+    found = difference(outline, arm, reference, seeds)
+    held_out = by_held_out(outline)
+    speeds = [
+        speed(one, held_out=held_out) - speed(other, held_out=held_out) for one, other in zip(here, there, strict=True)
+    ]
     return record | {
-        "paired_by_problem": paired,
+        "paired_by_problem": _same_problems(outline, arm, reference, seeds),
         "difference": _ends(found, -1.0, 1.0),
         "by_seed": by_seed,
         "p": None if found is None else found.p_value(),
-        "speed_difference": _ends(_spread(_column(speeds), shared=False), -1.0, 1.0),
-        "identical": all(
-            one.final == other.final and one.curves == other.curves for one, other in zip(here, there, strict=True)
-        ),
+        "speed_difference": _ends(spread_of(speeds), -1.0, 1.0),
+        "identical": identical(here, there),
     }
+
+
+def identical(here: Sequence[RunResult], there: Sequence[RunResult]) -> bool:
+    """Whether two arms came to the very same numbers in every run: what makes them differ does nothing."""
+    pairs = zip(here, there, strict=True)
+    return all(one.final == other.final and one.curves == other.curves for one, other in pairs)
+
+
+def difference(outline: Outline, arm: ArmOutline, reference: ArmOutline, seeds: Sequence[int]) -> Spread | None:
+    """Final held-out accuracy of an arm minus that of another, over seeds that both have finished.
+
+    Paired by seed, and by problem where both have the same ones. None where one number is all there is.
+    """
+    here, there = ([outline.runs[a.name, seed] for seed in seeds] for a in (arm, reference))
+    if _same_problems(outline, arm, reference, seeds):
+        return _spread(_table(here) - _table(there), shared=_shared(arm, outline, seeds))
+    pairs = zip(here, there, strict=True)
+    return spread_of([_mean(one.final.scores) - _mean(other.final.scores) for one, other in pairs])
+
+
+def _same_problems(outline: Outline, arm: ArmOutline, reference: ArmOutline, seeds: Sequence[int]) -> bool:
+    return _digests(arm, outline, seeds) == _digests(reference, outline, seeds)
+
+
+def spread_of(values: Sequence[float]) -> Spread | None:
+    """The mean of one number a seed, and how it scatters over seeds. None where there is one number."""
+    return _spread(_column(values), shared=False)
 
 
 def _judge(comparisons: Sequence[dict[str, Any]], reference: str) -> None:
@@ -194,38 +226,39 @@ def _p(value: float) -> str:
 
 
 def _curves(outline: Outline) -> dict[str, dict[str, Any]]:
-    """By metric and arm: steps, mean over seeds, and the ends of its interval (t over seeds, at each step alone)."""
-    found: dict[str, dict[str, Any]] = {}
-    _add(found, "held_out", outline, lambda run: {e.step: _mean(e.scores) for e in run.evaluations})
-    for name in CURVES:
-        _add(found, name, outline, lambda run, name=name: _steps(run, name))  # type: ignore[misc]
-    return found
+    """By metric, see `curve`; those that some run has."""
+    found = {name: curve(outline, name) for name in (HELD_OUT, *CURVES)}
+    return {name: lines for name, lines in found.items() if lines}
 
 
-def _steps(run: RunResult, name: str) -> dict[int, float]:
-    values = run.curves.get(name, ())
-    return {step: value for step, value in enumerate(values, start=1) if value is not None}
+def curve(outline: Outline, metric: str) -> dict[str, Any]:
+    """By arm: steps, mean over seeds, and the ends of its interval (t over seeds, at each step alone).
 
-
-def _add(
-    found: dict[str, dict[str, Any]], name: str, outline: Outline, read: Callable[[RunResult], dict[int, float]]
-) -> None:
+    Args:
+        outline: the study.
+        metric: one of `CURVES`, or `HELD_OUT`.
+    """
     lines = {}
     for arm in outline.arms:
-        runs = [read(run) for run in _runs(outline, arm)[1]]
+        runs = [_steps(run, metric) for run in runs_of(outline, arm)[1]]
         steps = sorted(set.intersection(*map(set, runs))) if runs else []
         if steps:
             values_ST = np.array([[run[step] for step in steps] for run in runs])
             mean_T, half_T = _band(values_ST)
             low_T, high_T = mean_T - half_T, mean_T + half_T
-            if name in SHARES or name == "held_out":
+            if metric in SHARES:
                 low_T, high_T = low_T.clip(0.0, 1.0), high_T.clip(0.0, 1.0)
             lines[arm.name] = {
                 "steps": steps,
                 **{key: _rounded(row) for key, row in (("mean", mean_T), ("low", low_T), ("high", high_T))},
             }
-    if lines:
-        found[name] = lines
+    return lines
+
+
+def _steps(run: RunResult, metric: str) -> dict[int, float]:
+    if metric == HELD_OUT:
+        return {evaluated.step: _mean(evaluated.scores) for evaluated in run.evaluations}
+    return {step: value for step, value in enumerate(run.curves.get(metric, ()), start=1) if value is not None}
 
 
 def _band(values_ST: Float64) -> tuple[Float64, Float64]:

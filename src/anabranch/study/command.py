@@ -6,8 +6,11 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from anabranch.errors import RecipeError, RunFolderError, explain
 from anabranch.recipe.checks import notes
@@ -82,7 +85,45 @@ def ablate(asked: Asked, out: Path | None, at_once: int) -> int:
         AnabranchError: a mistake that the user can mend, found before anything runs; or a full disk.
     """
     study = asked.study()
-    root = out or default_folder(study)
+    return carry_out(
+        study,
+        out or default_folder(study),
+        command=asked.command(),
+        at_once=at_once,
+        introduce=introduction,
+        conclude=lambda root: report(root, None),
+    )
+
+
+def carry_out(
+    study: Study,
+    root: Path,
+    *,
+    command: str,
+    at_once: int,
+    introduce: Callable[[Manifest, Path, int, Standing], list[str]],
+    conclude: Callable[[Path], object],
+    wanted: Callable[[Job], bool] = lambda job: True,
+    more_facts: Mapping[str, Any] = MappingProxyType({}),
+) -> int:
+    """Run a study in its folder, or go on with it, and export its results.
+
+    Args:
+        study: checked.
+        root: its folder.
+        command: what makes it anew, for the manifest.
+        at_once: processes at a time.
+        introduce: what is said before the first run, see `introduction`.
+        conclude: is given the folder once all is done, if a run is finished.
+        wanted: which jobs to do now; the others are left as they are.
+        more_facts: for the manifest, beside version and machine.
+
+    Returns:
+        How many runs failed.
+
+    Raises:
+        AnabranchError: a mistake that the user can mend, found before anything runs; or a full disk.
+    """
     with make_display(sys.stdout) as display:
         manifest_there = StudyPaths(root).manifest.exists()
         if manifest_there:
@@ -95,9 +136,16 @@ def ablate(asked: Asked, out: Path | None, at_once: int) -> int:
             root.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(root / "lock")
         try:
-            manifest = read_manifest(root) if digests is None else _begin(asked, study, root, digests, at_once, display)
+            if digests is None:
+                manifest = read_manifest(root)
+            else:
+                told = {**facts(command), **more_facts}
+                manifest = _begin(study, root, digests, told, at_once, display)
             display.close()
-            return _run(manifest, root, at_once)
+            standing = _run(manifest, root, at_once, introduce, wanted)
+            if any(not job.cold for job in standing.done):
+                conclude(root)
+            return _failures(standing)
         finally:
             lock.release()
 
@@ -135,16 +183,18 @@ def default_folder(study: Study) -> Path:
 
 
 def _begin(
-    asked: Asked, study: Study, root: Path, digests: list[list[str]], at_once: int, display: Display
+    study: Study, root: Path, digests: list[list[str]], told: Mapping[str, Any], at_once: int, display: Display
 ) -> Manifest:
-    """Settle how all runs compute, make the model if it is not there, and write the manifest: it makes a study."""
+    """Settle how all runs compute, make the models that are not there, and write the manifest: it makes a study."""
     from anabranch.modeling.load import prepare  # torch
+    from anabranch.modeling.small import training_lines
 
     sources = dict.fromkeys(arm.recipe.model.source for arm in study.arms)
     for source in sources:
         prepare(source, display)
     compute = settled(study, at_once)
-    manifest = Manifest(study, compute, tuple(tuple(each) for each in digests), facts(asked.command()))
+    models = [line for source in sources for line in training_lines(source)]
+    manifest = Manifest(study, compute, tuple(tuple(each) for each in digests), {**told, "models": models})
     write_json(StudyPaths(root).manifest, manifest.to_json())
     return manifest
 
@@ -163,17 +213,25 @@ def settled(study: Study, at_once: int) -> Model:
         raise RecipeError(explain("--vary model", "dtype, device or threads", need, "two studies"))
     model = study.arms[0].recipe.model
     if model.threads == 0 and at_once > 1:
-        model = model.but(threads=max(1, _cores() // at_once))
+        model = model.but(threads=max(1, cores() // at_once))
     return settle(model)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _run(manifest: Manifest, root: Path, at_once: int) -> int:
+def _run(
+    manifest: Manifest,
+    root: Path,
+    at_once: int,
+    introduce: Callable[[Manifest, Path, int, Standing], list[str]],
+    wanted: Callable[[Job], bool],
+) -> Standing:
+    """Run what is wanted and not done, and export all results of the folder."""
     study, paths = manifest.study, StudyPaths(root)
-    todo = jobs(study)
+    todo = [job for job in jobs(study) if job.cold or wanted(job)]
     done = [job for job in todo if paths.result(study, job).exists()]
     standing = Standing([job for job in todo if job not in done], list(done))
     _drop_needless_cold_starts(standing)
@@ -185,7 +243,7 @@ def _run(manifest: Manifest, root: Path, at_once: int) -> int:
         return study.arms[job.arm].recipe.steps
 
     with Progress(sys.stdout, metrics, steps, at_once) as progress:
-        for line in introduction(manifest, root, at_once, standing):
+        for line in introduce(manifest, root, at_once, standing):
             progress.note(line)
         environment = {**os.environ, "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0")}
         run_all(
@@ -197,12 +255,16 @@ def _run(manifest: Manifest, root: Path, at_once: int) -> int:
             environment=environment,
         )
     write_export(root)
-    if any(not job.cold for job in standing.done):
-        report(root, None)
+    return standing
+
+
+def _failures(standing: Standing) -> int:
+    """Say what failed and why; how many."""
     for job, reason in standing.failed.items():
         print(f"\nFAILED: {job.title}\n{reason}", file=sys.stderr)
     if standing.failed:
-        print(f"\n{len(standing.failed)} of {len(todo)} failed; the same command tries them again", file=sys.stderr)
+        total = len(standing.done) + len(standing.failed)
+        print(f"\n{len(standing.failed)} of {total} failed; the same command tries them again", file=sys.stderr)
     return len(standing.failed)
 
 
@@ -226,8 +288,8 @@ def introduction(manifest: Manifest, root: Path, at_once: int, standing: Standin
     lines.append(
         f"{at_once} at a time, {compute.threads} threads each, {compute.dtype} on {compute.device} in all of them"
     )
-    if at_once * compute.threads > _cores():
-        lines.append(f"that is more than the {_cores()} cores of this machine: runs slow each other down")
+    if at_once * compute.threads > cores():
+        lines.append(f"that is more than the {cores()} cores of this machine: runs slow each other down")
     if any(change.startswith("recipe=") for arm in study.arms for change in arm.changes):
         lines.append(
             "of each recipe only the method is taken: algorithm, reward, and how often a batch is used; sizes, model, "

@@ -118,8 +118,8 @@ def arms(base_name: str, overrides: Sequence[str], varied: Sequence[str], bundle
         found = f"{len(named)} arm" + ("" if len(named) == 1 else "s")
         fix = "--vary algorithm.scale=none,group_std, or --arm base: --arm NAME:KEY=VALUE"
         raise RecipeError(explain("the grid", found, "a study compares at least two", fix))
-    built = tuple(_arm(base, name, overrides, changes) for name, changes in named)
-    _check_distinct(built)
+    built = tuple(make_arm(base, name, overrides, changes) for name, changes in named)
+    check_distinct(built)
     return built
 
 
@@ -187,7 +187,12 @@ def _check_overrides(overrides: Sequence[str], axes: Sequence[str]) -> None:
                 raise RecipeError(explain(text, "a change that no arm would keep", need, "leave it out"))
 
 
-def _arm(base: Recipe, name: str, common: Sequence[str], changes: Sequence[str]) -> Arm:
+def make_arm(base: Recipe, name: str, common: Sequence[str], changes: Sequence[str]) -> Arm:
+    """One arm: the method of a recipe that `changes` name (`recipe=dapo`), then the common changes, then its own.
+
+    Raises:
+        RecipeError: it cannot work; it says which arm.
+    """
     presets = [change.removeprefix(f"{PRESET}=") for change in changes if change.startswith(f"{PRESET}=")]
     own = [change for change in changes if not change.startswith(f"{PRESET}=")]
     try:
@@ -198,7 +203,7 @@ def _arm(base: Recipe, name: str, common: Sequence[str], changes: Sequence[str])
         raise RecipeError(f"in arm '{name}':\n{error}") from None
 
 
-def _check_distinct(built: Sequence[Arm]) -> None:
+def check_distinct(built: Sequence[Arm]) -> None:
     """No two arms may have one name, or compute the same.
 
     Raises:

@@ -92,8 +92,8 @@ def differences_table(found: Mapping[str, Any]) -> TextTable:
             c["arm"],
             str(len(c["seeds"])),
             _percent(c.get("difference"), "+"),
-            _p(c.get("p")),
-            _p(c.get("p_holm")),
+            p_text(c.get("p")),
+            p_text(c.get("p_holm")),
             _percent(c.get("speed_difference"), "+"),
             c["verdict"],
         )
@@ -118,7 +118,8 @@ def _percent(ends: Mapping[str, float] | None, sign: str = "") -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """A p-value as people read it; `-` where there is none."""
     return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -166,24 +167,25 @@ def markdown(found: Mapping[str, Any]) -> str:
     """The report as Markdown, without pictures."""
     missing = missing_sentence(found)
     parts = [f"# {title(found)}", ""]
-    parts += [f"**{_md(missing)}**", ""] if missing else []
-    parts += [*(f"* {_md(c['sentence'])}" for c in found["comparisons"]), "", _md(_setting(found)), ""]
+    parts += [f"**{md(missing)}**", ""] if missing else []
+    parts += [*(f"* {md(c['sentence'])}" for c in found["comparisons"]), "", md(_setting(found)), ""]
     for table in (differences_table(found), arms_table(found), seeds_table(found)):
-        parts += [f"## {table.title}", "", _md_row(table.columns), _md_row(["---"] * len(table.columns))]
-        parts += [*map(_md_row, table.rows), ""]
-    parts += ["## How to read this", "", *(f"* {_md(text)}" for text in found["statistics"]), ""]
+        parts += [f"## {table.title}", "", md_row(table.columns), md_row(["---"] * len(table.columns))]
+        parts += [*map(md_row, table.rows), ""]
+    parts += ["## How to read this", "", *(f"* {md(text)}" for text in found["statistics"]), ""]
     parts += ["## To do it again", "", "```sh", found["commands"]["study"], "```", ""]
     parts += ["One run of each arm alone:", "", "```sh", *found["commands"]["arms"].values(), "```", ""]
     return "\n".join(parts)
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """Text in which nothing is markup."""
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|" else letter for letter in text)
 
 
-def _md_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell if set(cell) == {"-"} else _md(cell) for cell in cells) + " |"
+def md_row(cells: Sequence[str]) -> str:
+    """A row of a table."""
+    return "| " + " | ".join(cell if set(cell) == {"-"} else md(cell) for cell in cells) + " |"
 
 
 # ------------------------------------------------------------------------------------------------------------- html
@@ -201,7 +203,7 @@ def html(found: Mapping[str, Any]) -> str:
     for name, text in PICTURES.items():
         if name in found["curves"]:
             lines = picture.lines_of(found["curves"][name], names)
-            body.append(picture.curves(text, lines, share=name in SHARES or name == "held_out"))
+            body.append(picture.curves(text, lines, share=name in SHARES))
     body += [_html_table(seeds_table(found)), "<h2>How to read this</h2>", "<ul>"]
     body += [*(f"<li>{escape(text)}</li>" for text in found["statistics"]), "</ul>", "<h2>To do it again</h2>"]
     body += [f"<pre>{escape(found['commands']['study'])}</pre>", "<p>One run of each arm alone:</p>"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ CURVES = (
     "grad_norm",
     "answer_length_mean",
     "truncated",
+    "repeat_ratio",
 )
 """Metrics of RL steps that are kept."""
 DIGITS = 5
 """Significant digits of curves; scores are kept exactly."""
+CLIPPED_TOKENS = 40
+"""Of the tokens that a clip bound acted on, so many are kept."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,17 @@ class Evaluated:
     """Mean score of every held-out problem, in their order."""
     samples: int
     """Answers a problem."""
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """What a bound of the clip acted on in a run, all updates together."""
+
+    count: int
+    """How often it acted."""
+    tokens: tuple[tuple[str, int, int], ...]
+    """Text, how often, and how often of those as the first token of an answer, a sentence or a line; the most frequent
+    first. A step lists its 20 most frequent tokens, so that a rare one may be missing in some steps."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,8 @@ class RunResult:
     """Of RL alone: answers, tokens (sampled), trained_tokens, seconds (steps alone, without evaluations)."""
     environment: Mapping[str, Any]
     """version, commit: of the code that started the run."""
+    clipped: Mapping[str, Clipped] = field(default_factory=dict)
+    """By bound (low, high, dual), those that ever acted."""
 
     @property
     def steps(self) -> int:
@@ -82,6 +99,10 @@ class RunResult:
             evaluations=tuple(Evaluated(e["step"], tuple(e["scores"]), e["samples"]) for e in stored["evaluations"]),
             cost=stored["cost"],
             environment=stored["environment"],
+            clipped={
+                bound: Clipped(found["count"], tuple((text, count, starts) for text, count, starts in found["tokens"]))
+                for bound, found in stored.get("clipped", {}).items()
+            },
         )
 
 
@@ -129,6 +150,7 @@ def extract(run: Path, arm: str, seed: int) -> RunResult:
             "seconds": round(_total(records, "time/step"), 2),
         },
         environment={"version": environment["packages"]["anabranch"], "commit": environment["git_commit"]},
+        clipped=_clipped(read_jsonl(log) if (log := paths.log("clipped_tokens")).exists() else ()),
     )
 
 
@@ -139,6 +161,28 @@ def _evaluated(records: Sequence[Mapping[str, Any]]) -> tuple[Evaluated, ...]:
         Evaluated(step, tuple(record["per_problem"]), record["num_samples"] // record["num_problems"])
         for step, record in sorted(by_step.items())
     )
+
+
+def _clipped(records: Iterable[Mapping[str, Any]]) -> dict[str, Clipped]:
+    """All records of a run's clipped tokens together, by bound."""
+    totals, counts, starts = Counter[str](), dict[str, Counter[str]](), dict[str, Counter[str]]()
+    for record in records:
+        for bound, found in record.items():
+            if isinstance(found, Mapping):
+                totals[bound] += found["count"]
+                for token in found["tokens"]:
+                    counts.setdefault(bound, Counter())[token["text"]] += token["count"]
+                    starts.setdefault(bound, Counter())[token["text"]] += token["starts"]
+    return {
+        bound: Clipped(
+            total,
+            tuple(
+                (text, count, starts[bound][text])
+                for text, count in sorted(counts[bound].items(), key=lambda pair: (-pair[1], pair[0]))[:CLIPPED_TOKENS]
+            ),
+        )
+        for bound, total in totals.items()
+    }
 
 
 def _curve(records: Sequence[Mapping[str, Any]], name: str) -> tuple[float | None, ...]:

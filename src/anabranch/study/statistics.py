@@ -23,7 +23,7 @@ problems are both drawn).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,23 +63,27 @@ class Spread:
     def p_value(self) -> float:
         """The smallest 1 - level whose interval leaves 0 out; 1 if the value is 0.
 
-        By bisection: intervals grow with their level. Nothing below 1e-6 is told apart.
+        Nothing below 1e-6 is told apart.
         """
-        if abs(self.value) < TINY:
-            return 1.0
+        return 1.0 if abs(self.value) < TINY else self.smallest_tail(lambda low, high: low > TINY or high < -TINY)
+
+    def smallest_tail(self, holds: Callable[[float, float], bool]) -> float:
+        """The smallest 1 - level at whose interval something holds that a wider one may lose; 1 if it never does.
+
+        By bisection: intervals grow with their level. Nothing below 1e-6 is told apart.
+
+        Args:
+            holds: of the two ends.
+        """
         low, high = 1e-6, 1.0 - 1e-6
-        if self._excludes_zero(low):
+        if holds(*self.interval(1 - low)):
             return low
-        if not self._excludes_zero(high):
+        if not holds(*self.interval(1 - high)):
             return 1.0
         while high / low > 1.001:
             middle = math.sqrt(low * high)
-            low, high = (low, middle) if self._excludes_zero(middle) else (middle, high)
+            low, high = (low, middle) if holds(*self.interval(1 - middle)) else (middle, high)
         return high
-
-    def _excludes_zero(self, tail: float) -> bool:
-        low, high = self.interval(1 - tail)
-        return low > TINY or high < -TINY
 
 
 def spread(scores_SP: Float64, *, shared: bool, seed: int = 0, resamples: int = RESAMPLES) -> Spread:
