@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anabranch.batching.pack import Row, best_fit, flat_offsets, pack, packed_tokens
+from anabranch.batching.pack import Row, best_fit, engine_logprobs, flat_offsets, pack, packed_tokens
 from anabranch.errors import GraphError, ShapeError
 from anabranch.records import Segment, StreamGraph
 from anabranch.structure.layout import Layout, allowed, lay_out, targets
@@ -211,3 +211,17 @@ def test_thousands_of_answers_are_packed_in_a_moment():
     rows = pack(graphs, range(4096), row_tokens=1024)
     assert time.process_time() - start < 2.0  # 0.3 s on a quiet machine
     assert packed_tokens(rows) / (1024 * len(rows)) > 0.9  # rows are well filled
+
+
+def test_what_the_engine_recorded_is_found_in_text_order_however_segments_are_numbered():
+    prompt = Segment([1, 2])
+    recorded = {1: [-0.1, -0.2], 2: [-0.3], 3: [-0.4]}  # 3 goes on from 1, so it stands before 2 in the text
+    parents = {1: 0, 2: 0, 3: 1}
+    forked = StreamGraph(
+        (prompt, *(Segment([7] * len(part), (parents[i],), [True] * len(part), part) for i, part in recorded.items()))
+    )
+    left_out, straight = plain([1, 2], 2), StreamGraph((prompt, Segment([8], (0,), [True], [-0.5])))
+    rows = pack([forked, left_out, straight], [0, 0, 0], [True, False, True], row_tokens=64)
+    found = engine_logprobs(rows, 7)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.float32([-0.1, -0.2, -0.4, -0.3, np.nan, np.nan, -0.5]))

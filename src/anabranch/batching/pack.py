@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.errors import ShapeError, explain
-from anabranch.records import StreamGraph
+from anabranch.records import Float32, StreamGraph
 from anabranch.structure.layout import Layout, concatenate, lay_out, targets
 from anabranch.structure.sharing import share_prompt
 
@@ -118,6 +118,22 @@ def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
 def packed_tokens(rows: Sequence[Row]) -> int:
     """How many tokens the rows hold, shared prompts counted once a row: what a forward pass costs."""
     return sum(len(row.layout) for row in rows)
+
+
+def engine_logprobs(rows: Sequence[Row], num_slots: int) -> Float32:
+    """What the engine recorded for the trained tokens of the rows, in flat token order.
+
+    Args:
+        rows: of one batch.
+        num_slots: N, how many trained tokens the batch has.
+
+    Returns:
+        float32 [N], nats; NaN in slots that are in no row, and for tokens that the engine did not sample.
+    """
+    logprob_N = np.full(num_slots, np.nan, dtype=np.float32)
+    for row in rows:
+        logprob_N[row.slot_M] = row.layout.engine_logprob_T[row.target_M]
+    return logprob_N
 
 
 def _row(graphs: Sequence[StreamGraph], offsets: Int64, units: Sequence[Sequence[int]]) -> Row:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anabranch.algo.groups import group_sizes, informative_groups, sum_by
-from anabranch.batching.pack import packed_tokens
+from anabranch.batching.pack import engine_logprobs, packed_tokens
 from anabranch.recipe.tree import Recipe
 from anabranch.records import Reason
 from anabranch.rewards.repetition import loops
@@ -56,7 +56,7 @@ def rl_record(
         "sampled_tokens": sampled,
         **_reference(recipe, state),
         **_policy(recipe, lesson, updates),
-        **_engine_gap(experience, lesson, updates),
+        **engine_gap(lesson, updates),
         **{f"time/{name}": seconds for name, seconds in engine_times.items()},
         **clock.times(),
         "time/step": clock.elapsed,
@@ -198,13 +198,15 @@ def _policy(recipe: Recipe, lesson: Lesson, updates: Sequence[Update]) -> Record
     return record
 
 
-def _engine_gap(experience: Experience, lesson: Lesson, updates: Sequence[Update]) -> Record:
-    """How far the log-probs of engine and trainer lie apart on tokens that the trainer scored with the same weights."""
+def engine_gap(lesson: Lesson, updates: Sequence[Update]) -> Record:
+    """How far the log-probs of engine and trainer lie apart on tokens that the trainer scored with the same weights.
+
+    Those are the tokens of the first update. Without an update there is nothing to compare.
+    """
     if not updates:
         return {}
-    recorded = [
-        segment.engine_logprob[segment.trained] for rollout in experience.rollouts for segment in rollout.graph.segments
-    ]
-    gap_N = (torch.from_numpy(np.concatenate(recorded)) - updates[0].logprob_N).abs()
+    logprob_N = updates[0].logprob_N
+    rows = [row for part in lesson.rows for row in part]
+    gap_N = (torch.from_numpy(engine_logprobs(rows, len(logprob_N))) - logprob_N).abs()
     gap_N = gap_N[~gap_N.isnan()]
     return {"engine_gap_mean": float(gap_N.mean()), "engine_gap_max": float(gap_N.max())}

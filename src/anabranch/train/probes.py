@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from anabranch.batching.credit import Credit
-from anabranch.batching.pack import flat_offsets, pack
+from anabranch.batching.pack import engine_logprobs, flat_offsets, pack
 from anabranch.errors import ProbeError, explain
 from anabranch.records import Reason, Rollout, StopReason
 from anabranch.tasks.base import Task, self_check
@@ -55,9 +54,9 @@ def compare_engine(session: Session, rollouts: Sequence[Rollout]) -> None:
     graphs = [rollout.graph for rollout in probe]
     rows = pack(graphs, list(range(len(graphs))), row_tokens=session.recipe.train.row_tokens)
     temperature = session.recipe.rollout.temperature
-    logprob_N = score(session.model, rows, int(flat_offsets(graphs)[-1]), temperature=temperature)
-    recorded = [segment.engine_logprob[segment.trained] for graph in graphs for segment in graph.segments]
-    gap = float((torch.from_numpy(np.concatenate(recorded)) - logprob_N).abs().mean())
+    num_slots = int(flat_offsets(graphs)[-1])
+    logprob_N = score(session.model, rows, num_slots, temperature=temperature)
+    gap = float((torch.from_numpy(engine_logprobs(rows, num_slots)) - logprob_N).abs().mean())
     limit = session.recipe.probes.agreement or LARGEST_GAP[session.recipe.model.dtype]
     if not gap <= limit:
         raise ProbeError(
