@@ -31,7 +31,7 @@ from anabranch.tasks.answers import answer_line
 from anabranch.tasks.base import derived_seed, problem_key
 from anabranch.tasks.exercises import Exercise, Kind, Manner, exercises
 
-VERSION = 1
+VERSION = 2
 """Counted up when the code below, or that of the exercises, makes other weights from the same numbers."""
 
 ALPHABET = "".join(map(chr, range(ord(" "), ord("~") + 1)))
@@ -64,6 +64,8 @@ class Stage:
 
     name: str
     steps: int
+    kinds: tuple[Kind, ...]
+    """Sums that it learns, and how often each."""
     manner: Manner
     kept: bool = True
     """Whether the weights at its end are a model; otherwise it only prepares the next stage."""
@@ -78,11 +80,9 @@ class Family:
     layers: int
     heads: int
     stages: tuple[Stage, ...]
-    kinds: tuple[Kind, ...]
-    """Sums that it learns, and how often each."""
     batch: int = 32
     """Exercises a step."""
-    lr: float = 1.5e-3
+    lr: float = 3e-3
     """At its highest; warm-up over the first 5 % of all steps, then along a cosine to a tenth."""
     seed: int = 0
 
@@ -103,6 +103,11 @@ class Family:
         return problem_key(json.dumps(asdict(self), sort_keys=True), f"version {VERSION}")
 
 
+SHORT = Kind(2, 4, 1)
+"""Learned first: all that longer sums need but their length."""
+LONG = Kind(5, 8, 1)
+"""More steps of the same kind."""
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "small": Family(
@@ -111,11 +116,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             layers=3,
             heads=4,
             stages=(
-                Stage("primer", 1100, Manner(), kept=False),
-                Stage("base", 250, Manner(slip=0.12, direct=0.1, check=0.1, loop=0.1)),
-                Stage("aligned", 250, Manner(slip=0.02, check=0.05)),
+                Stage("first steps", 420, (SHORT,), Manner(), kept=False),
+                Stage("primer", 230, (SHORT, LONG), Manner(), kept=False),
+                Stage("base", 130, (SHORT, LONG), Manner(slip=0.15, direct=0.1, check=0.1, loop=0.1)),
+                Stage("aligned", 120, (SHORT, LONG), Manner(slip=0.03, check=0.05)),
             ),
-            kinds=(Kind(2, 4, 1, 5.0), Kind(5, 8, 1, 2.0), Kind(2, 4, 2, 3.0)),
         )
     }
 )
@@ -200,16 +205,16 @@ def _train(name: str, what: Family, progress: Progress, folder: Path) -> None:
     model = new_model(what)
     size = sum(parameter.numel() for parameter in model.parameters())
     progress.note(f"building {name}-* once: {size / 1e6:.1f}M parameters, {what.steps} steps, about 2 minutes")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=what.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    optimizers = new_optimizers(model)
     start, step = time.perf_counter(), 0
     records = []
     with _own_threads():
         for number, stage in enumerate(what.stages):
-            source = exercises(what.kinds, stage.manner, derived_seed(f"{name} {number}", what.seed))
+            source = exercises(stage.kinds, stage.manner, derived_seed(f"{name} {number}", what.seed))
             model.train()
             losses = []
             for tokens_BT, labels_BT in islice(batches(source, tokenizer, what.batch), stage.steps):
-                losses.append(_step(model, optimizer, tokens_BT, labels_BT, _rate(what, step)))
+                losses.append(_step(model, optimizers, tokens_BT, labels_BT, _rate(what, step)))
                 step += 1
                 if step % 20 == 0:
                     left = (time.perf_counter() - start) * (what.steps - step) / step
@@ -222,7 +227,7 @@ def _train(name: str, what: Family, progress: Progress, folder: Path) -> None:
                 "name": f"{name}-{stage.name}",
                 "steps": step,
                 "loss": sum(losses[-LAST:]) / len(losses[-LAST:]),
-                "accuracy": {kind.label: sampled_accuracy(model, tokenizer, kind, what.seed) for kind in what.kinds},
+                "accuracy": {kind.label: sampled_accuracy(model, tokenizer, kind, what.seed) for kind in stage.kinds},
                 "seconds": time.perf_counter() - start,
             }
             records.append(record)
@@ -249,20 +254,39 @@ def _rate(what: Family, step: int) -> float:
     return what.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * x)) / 2)
 
 
+def new_optimizers(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices of the layers, AdamW for the embedding and the norms.
+
+    AdamW alone needs about three times the steps here (measured: loss 0.09 instead of 0.01 after 600).
+    """
+    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    known = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in known]
+    return (
+        torch.optim.Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+    )
+
+
 def _step(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, tokens_BT: Tensor, labels_BT: Tensor, lr: float
+    model: LlamaForCausalLM,
+    optimizers: tuple[torch.optim.Optimizer, ...],
+    tokens_BT: Tensor,
+    labels_BT: Tensor,
+    lr: float,
 ) -> float:
-    """One AdamW step on the mean negative log-prob of the learned tokens; returns it."""
+    """One step on the mean negative log-prob of the learned tokens; returns it."""
     logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(
         logits_BTV.flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=UNTRAINED
     )
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())
 
 

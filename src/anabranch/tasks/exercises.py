@@ -2,7 +2,7 @@
 
 A model of a million characters' worth of experience should stand to RL as a large one does: it can do more than it
 usually does. So its first text is of mixed quality: steps that go wrong, answers without steps, answers worked out
-twice, a line repeated without end. Questions are written as reasoning-gym writes those of `basic_arithmetic` and
+twice, a result repeated without end. Questions are written as reasoning-gym writes those of `basic_arithmetic` and
 `chain_sum`, and answers as in `anabranch.tasks.worked`; the package itself is not needed.
 """
 
@@ -36,7 +36,7 @@ class Manner:
     check: float = 0.0
     """Share of answers that are worked out twice, the second time below a line `Check:`."""
     loop: float = 0.0
-    """Share of answers that repeat one of their lines without end."""
+    """Share of answers that write the result of one of their lines again and again, without end."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def _written(rng: Random, terms: list[int], operators: list[str], gold: int, man
         again, total = steps_of(terms, operators, off)
         lines = [*lines, "Check:", *again]
     elif lines and style < manner.direct + manner.check + manner.loop:
-        kept = lines[: rng.randint(1, len(lines))]
-        return "\n".join([*kept, *kept[-1:] * LOOP_CHARACTERS])[:LOOP_CHARACTERS], False
+        kept = "\n".join(lines[: rng.randint(1, len(lines))])
+        result = kept.rpartition(" = ")[2]
+        return (kept + f" = {result}" * LOOP_CHARACTERS)[:LOOP_CHARACTERS], False
     return "\n".join([*lines, ANSWER.format(total)]), True
