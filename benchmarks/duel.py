@@ -209,7 +209,8 @@ def duel(
         goal: the ratio to reach, for the report.
         warmups: rounds of each side before those that count.
         limit: seconds that a preparation or a round may take.
-        search: what `tune.search` tried for the sides; kept in the file.
+        search: what `tune.search` tried for the sides; kept in the file. Without it the search of an earlier run stays
+            there, and `searched` is the date of that run.
 
     Returns:
         What the file holds.
@@ -221,6 +222,7 @@ def duel(
     if a.name == b.name:
         raise ValueError(f"both sides are called {a.name}")
     busy = machine.busy_cores(2.0)
+    tried, searched = (search, None) if search else kept_search(out)
     report: dict[str, Any] = {
         "name": name,
         "command": list(sys.argv),
@@ -231,7 +233,8 @@ def duel(
         "args": dict(args),
         "unit": unit,
         "goal": goal,
-        "search": [dict(tried) for tried in search],
+        "search": [dict(one) for one in tried],
+        "searched": searched,
         "sides": {side.name: _described(side) for side in (a, b)},
         "summary": None,
     }
@@ -256,6 +259,14 @@ def duel(
             _write(out, report)
     print(_result_text(report))
     return report
+
+
+def kept_search(out: Path) -> tuple[Sequence[Mapping[str, Any]], str | None]:
+    """What the last search tried that the file tells of, and when that run began; nothing if there was none."""
+    if not out.exists():
+        return [], None
+    before = json.loads(out.read_text(encoding="utf-8"))
+    return before["search"], (before.get("searched") or before["started"]) if before["search"] else None
 
 
 def summary(rounds_of_sides: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any] | None:

@@ -77,7 +77,7 @@ WARMUP_TOKENS = 4
 def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
     size = size_of(asked)
-    tried, searched = kept_search(asked.out)
+    tried: list[dict[str, Any]] = []
     ours, theirs = our_side(asked), trl_side(asked, asked.trl or (BEGIN if asked.tune else TRL_SETTINGS))
     if asked.tune:
         log = asked.out.with_name(f"{asked.out.stem}-search.log")
@@ -85,17 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ours, tried = search(changed(ours, dtype="bfloat16"), [[Change({"dtype": "float32"})]], **how)
         warmup = {"tokens": min(WARMUP_TOKENS, size.tokens)}
         theirs, more = search(theirs, trl_axes(size.samples), **how, warmup=warmup)
-        tried, searched = [*tried, *more], None
-    report = play("step", ours, theirs, asked, goal=GOAL, search=tried, more={"searched": searched})
+        tried += more
+    report = play("step", ours, theirs, asked, goal=GOAL, search=tried)
     print(memory_text(report["memory"]))
-
-
-def kept_search(path: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """What the last search in the file of results tried, and when that run began; nothing if there was none."""
-    if not path.exists():
-        return [], None
-    before = json.loads(path.read_text(encoding="utf-8"))
-    return before["search"], (before.get("searched") or before["started"]) if before["search"] else None
 
 
 def play(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import machine
-from benchmarks.duel import Side, SideError, Worker, duel, spread, summary
+from benchmarks.duel import Side, SideError, Worker, duel, kept_search, spread, summary
 from benchmarks.tune import Change, search
 
 
@@ -339,3 +339,15 @@ def test_a_change_between_two_sides_makes_one_of_the_other():
     change = Change.between(start, end)
     assert change == Change({"rows": 4}, {"B": "2"})
     assert change.of(start) == end
+
+
+def test_a_duel_that_is_played_again_keeps_the_last_search_and_its_date(tmp_path):
+    file = tmp_path / "step.json"
+    assert kept_search(file) == ([], None)
+    file.write_text(json.dumps({"search": [], "started": "2026-01-01"}))
+    assert kept_search(file) == ([], None)
+    tried = [{"side": "trl", "rate": 1.0}]
+    file.write_text(json.dumps({"search": tried, "started": "2026-01-01"}))
+    assert kept_search(file) == (tried, "2026-01-01")
+    file.write_text(json.dumps({"search": tried, "started": "2026-01-03", "searched": "2026-01-01"}))
+    assert kept_search(file) == (tried, "2026-01-01")

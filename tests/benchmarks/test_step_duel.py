@@ -1,11 +1,10 @@
 """The parts of the step's duel that need no trainer: the reward, what the search tries, the memory figures."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.step import BEGIN, check_same_prompts, from_home, kept_search, memory, trl_axes
+from benchmarks.step import BEGIN, check_same_prompts, from_home, memory, trl_axes
 from benchmarks.step_task import PROBLEMS, Size, fingerprint, reward
 
 
@@ -62,15 +61,3 @@ def test_sides_that_answered_other_prompts_are_refused():
     sides = {"ours": {"rounds": [{"prompts": "x"}]}, "trl": {"rounds": [{"prompts": "y"}]}}
     with pytest.raises(ValueError, match="different prompts"):
         check_same_prompts({"sides": sides})
-
-
-def test_a_duel_that_is_played_again_keeps_the_last_search_and_its_date(tmp_path):
-    file = tmp_path / "step.json"
-    assert kept_search(file) == ([], None)
-    file.write_text(json.dumps({"search": [], "started": "2026-01-01"}))
-    assert kept_search(file) == ([], None)
-    tried = [{"side": "trl", "rate": 1.0}]
-    file.write_text(json.dumps({"search": tried, "started": "2026-01-01"}))
-    assert kept_search(file) == (tried, "2026-01-01")
-    file.write_text(json.dumps({"search": tried, "started": "2026-01-03", "searched": "2026-01-01"}))
-    assert kept_search(file) == (tried, "2026-01-01")
