@@ -17,7 +17,7 @@ from anabranch.reproductions.tricks_findings import FINDINGS
 MINIBATCHES = 4
 """Updates a batch where clipping is the point: with one, every ratio is 1."""
 SHORT, LONG = 56, 160
-"""T8: tokens of an answer. A sum of four numbers takes about 50, so that the short limit cuts answers that check
+"""T8: tokens of an answer. A medium sum takes about 45, so that the short limit cuts answers that check
 themselves or repeat themselves; the long one cuts hardly any but the latter."""
 CLIPS = (0.20, 0.24, 0.28, 0.32)
 """T4 to T6: upper bounds of the clip."""
