@@ -49,8 +49,8 @@ SMALL = (
     "engine={}",
     "train.row_tokens=2048",
     "optim={lr: 3e-4}",
-    "steps=60",
-    "evaluation={problems: 64, samples: 4, every: 20}",
+    "steps=50",
+    "evaluation={problems: 96, samples: 4, every: 25}",
     "save={every: 1000}",
 )
 """Everything but the axes of an algorithm, as `anabranch.presets.laptop.LAPTOP` has it for SmolLM2."""
