@@ -191,6 +191,19 @@ def test_evaluation_data_is_told_apart(data, expected):
     assert (recipe.evaluation.data, recipe.evaluation.samples, recipe.evaluation.problems) == (expected, 4, 10)
 
 
+@pytest.mark.parametrize(
+    ("target", "data", "checkpoint", "folder"),
+    [
+        ("runs/a", None, "step-000014", "runs/a/eval-held-out-step-000014"),
+        ("runs/a", "some/test.jsonl", "step-000014", "runs/a/eval-test-step-000014"),
+        ("HuggingFaceTB/SmolLM2-135M", "hub:openai/gsm8k", None, "runs/eval-SmolLM2-135M-gsm8k"),
+    ],
+)
+def test_the_folder_of_an_evaluation_names_model_step_and_problems(target, data, checkpoint, folder):
+    given = Path(target, "checkpoints", checkpoint) if checkpoint else None
+    assert commands.evaluation_folder(target, data, given) == Path(folder)
+
+
 def test_evaluation_keeps_what_the_run_said_unless_asked_otherwise():
     quick = load("quickstart")
     assert commands.evaluation_recipe(quick, None, None, None, []) == quick

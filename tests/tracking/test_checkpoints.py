@@ -5,7 +5,7 @@ import json
 import pytest
 
 from anabranch.errors import CheckpointError
-from anabranch.tracking.checkpoints import complete, fingerprint, newest_model, verify
+from anabranch.tracking.checkpoints import complete, fingerprint, model_of, newest, verify
 
 
 def make(folder, number):
@@ -22,12 +22,13 @@ def test_the_newest_whole_checkpoint_is_taken_in_the_order_of_steps(tmp_path):
     made = [make(tmp_path, number) for number in (9, 10, 2)]
     make(tmp_path, 11).rename(tmp_path / ".partial-step-000011")  # being written when the run was killed
     assert complete(tmp_path) == [made[2], made[0], made[1]]
-    assert newest_model(tmp_path) == made[1] / "model"
+    assert newest(tmp_path) == made[1]
+    assert model_of(made[1]) == made[1] / "model"
 
 
 def test_without_a_checkpoint_the_error_says_how_to_get_one(tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint.*\n  fix: anabranch resume"):
-        newest_model(tmp_path / "checkpoints")
+        newest(tmp_path / "checkpoints")
 
 
 def test_a_changed_or_missing_file_is_found(tmp_path):
@@ -39,7 +40,7 @@ def test_a_changed_or_missing_file_is_found(tmp_path):
         verify(path)
     (path / "model" / "weights").unlink()
     with pytest.raises(CheckpointError, match="weights: found no such file"):
-        newest_model(tmp_path)
+        model_of(path)
     (path / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"manifest\.json: found no such file"):
-        newest_model(tmp_path)
+        model_of(path)

@@ -81,26 +81,36 @@ def sft_recipe(base: Recipe, overrides: list[str]) -> Recipe:
 def evaluate(
     target: str, data: str | None, samples: int | None, problems: int | None, overrides: list[str], out: Path | None
 ) -> None:
-    """Measure a model, or the last checkpoint of a run. The folder is the same each time, so that it can be resumed.
+    """Measure a model, or the last checkpoint of a run.
+
+    The folder is the same each time, so that it can be resumed; of a run, each checkpoint has one of its own.
 
     Raises:
         AnabranchError: no such model, no data, ...
     """
+    from anabranch.tracking.checkpoints import newest
     from anabranch.tracking.run_folder import RunPaths, is_run
 
-    is_a_run = is_run(Path(target))
-    base = from_yaml(RunPaths(Path(target)).recipe) if is_a_run else _recipe_for(target)
+    run = RunPaths(Path(target)) if is_run(Path(target)) else None
+    base = from_yaml(run.recipe) if run else _recipe_for(target)
     recipe = evaluation_recipe(base, data, samples, problems, overrides)
     assert recipe.evaluation is not None
-    if not is_a_run and recipe.evaluation.data is None:
+    if run is None and recipe.evaluation.data is None:
         raise RecipeError(explain("--data", "nothing", "a model has no problems of its own", "--data chain_sum"))
-    label = "held-out" if data is None else Path(data.removeprefix(HUB)).stem
-    home = Path(target) if is_a_run else RUNS
-    folder = out or home / (f"eval-{label}" if is_a_run else f"eval-{Path(target).name}-{label}")
+    checkpoint = newest(run.checkpoints) if run else None
+    folder = out or evaluation_folder(target, data, checkpoint)
     print(f"evaluation folder: {folder}")
     from anabranch.evaluation.command import evaluate as measure
 
-    measure(recipe, Path(target) if is_a_run else None, folder)
+    measure(recipe, checkpoint, folder)
+
+
+def evaluation_folder(target: str, data: str | None, checkpoint: Path | None) -> Path:
+    """Where an evaluation goes if nothing else is said: into the run, named by problems and step, or below `RUNS`."""
+    label = "held-out" if data is None else Path(data.removeprefix(HUB)).stem
+    if checkpoint is None:
+        return RUNS / f"eval-{Path(target).name}-{label}"
+    return Path(target) / f"eval-{label}-{checkpoint.name}"
 
 
 def evaluation_recipe(

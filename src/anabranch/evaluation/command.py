@@ -1,4 +1,4 @@
-"""`anabranch eval`: the accuracy of a model, or of a run's newest checkpoint, on one set of problems.
+"""`anabranch eval`: the accuracy of a model, or of a run's checkpoint, on one set of problems.
 
 Data first (a missing file needs no model), then the folder, the judge and the gold answers, then the model.
 """
@@ -31,27 +31,26 @@ from anabranch.tasks import answers
 from anabranch.tasks.base import Task, open_task
 from anabranch.tasks.judge import Judge
 from anabranch.tasks.solutions import read_solutions
-from anabranch.tracking.checkpoints import newest_model
+from anabranch.tracking.checkpoints import model_of
 from anabranch.tracking.display import Display, make_display
-from anabranch.tracking.run_folder import find_run
 
 
-def evaluate(recipe: Recipe, run: Path | None, folder: Path) -> None:
+def evaluate(recipe: Recipe, checkpoint: Path | None, folder: Path) -> None:
     """Answer the evaluation's problems, judge the answers, write them and print a table.
 
     Stopped at any instant, the same call goes on with the same final numbers.
 
     Args:
         recipe: with an evaluation. Its prompt, answer, rollout, engine and seed say how problems are asked.
-        run: a run folder, whose newest checkpoint is evaluated; None: `recipe.model.source` is.
+        checkpoint: a whole one of a run with this recipe, whose model is evaluated; None: `recipe.model.source` is.
         folder: where answers and result go; new, or that of the same evaluation.
 
     Raises:
         AnabranchError: no model, no data, a folder that holds something else, a full disk, ...
     """
     assert recipe.evaluation is not None
-    source = recipe.model.source if run is None else str(newest_model(find_run(run).checkpoints))
-    data = _Data.read(recipe, run)
+    source = recipe.model.source if checkpoint is None else str(model_of(checkpoint))
+    data = _Data.read(recipe, trained=checkpoint is not None)
     limits = recipe.answer.workers, recipe.answer.timeout
     with (
         EvaluationFolder(folder) as place,
@@ -74,23 +73,23 @@ class _Data:
     task: Task
     problems: tuple[Problem, ...]
     overlap: dict[str, Any] | None
-    """As in `result.json`; None without a run."""
+    """As in `result.json`; None for a model that no run of ours trained."""
 
     @classmethod
-    def read(cls, recipe: Recipe, run: Path | None) -> _Data:
+    def read(cls, recipe: Recipe, *, trained: bool) -> _Data:
         """Raises DataError where the problems cannot be read. Training data that is gone is not an error."""
         assert recipe.evaluation is not None
         own = recipe.evaluation.data is None
         training = open_task(recipe.data, recipe.answer) if own else None
         task, problems = held_out_problems(recipe, training)
-        if run is None:
+        if not trained:
             return cls(task, problems, None)
         try:
-            trained = list((training or open_task(recipe.data, recipe.answer)).problems)
-            trained += [problem for problem, _ in read_solutions(recipe.sft)] if recipe.sft else []
+            seen = list((training or open_task(recipe.data, recipe.answer)).problems)
+            seen += [problem for problem, _ in read_solutions(recipe.sft)] if recipe.sft else []
         except DataError as error:
             return cls(task, problems, {"unknown": str(error).splitlines()[0]})
-        return cls(task, problems, overlap_numbers(find_overlap(trained, problems)))
+        return cls(task, problems, overlap_numbers(find_overlap(seen, problems)))
 
 
 def _submit_gold(data: _Data, judge: Judge) -> list[Future[Verdict]]:

@@ -66,14 +66,14 @@ def _damage(path: Path, file: Path, found: str) -> str:
     return explain(str(file), found, "a checkpoint is used whole or not at all", f"remove {path}: then the run {fix}")
 
 
-def newest_model(folder: Path) -> Path:
-    """The model folder of the newest whole checkpoint, verified.
+def newest(folder: Path) -> Path:
+    """The newest whole checkpoint.
 
     Args:
         folder: `checkpoints` of a run.
 
     Raises:
-        CheckpointError: there is no checkpoint yet, or its model is damaged.
+        CheckpointError: there is no checkpoint yet.
     """
     found = complete(folder)
     if not found:
@@ -81,5 +81,14 @@ def newest_model(folder: Path) -> Path:
         raise CheckpointError(
             explain(str(run), "no checkpoint", "a run has a model once it has saved one", f"anabranch resume {run}")
         )
-    verify(found[-1], "model/")
-    return found[-1] / "model"
+    return found[-1]
+
+
+def model_of(checkpoint: Path) -> Path:
+    """The model folder of a whole checkpoint, verified.
+
+    Raises:
+        CheckpointError: its model is damaged.
+    """
+    verify(checkpoint, "model/")
+    return checkpoint / "model"
