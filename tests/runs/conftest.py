@@ -31,8 +31,11 @@ def _torch_as_it_was(torch_as_it_was: None) -> Iterator[None]:
 def make_recipe(small_run: tuple[str, ...], small_stages: tuple[str, ...]) -> MakeRecipe:
     """`make_recipe("steps=3", ..., preset="grpo")`: a preset made small, then changed."""
 
+    sizes = "rollout.prompts=4", "rollout.per_problem=4", "rollout.max_new_tokens=6"  # the rest of rollout stays
+
     def make(*overrides: str, preset: str = "quickstart") -> Recipe:
-        return apply(load(preset), [*small_run, *(small_stages if preset == "quickstart" else ()), *overrides])
+        stages = small_stages if preset == "quickstart" else ()
+        return apply(load(preset), [*small_run, *sizes, *stages, *overrides])
 
     return make
 
