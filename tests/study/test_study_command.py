@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,10 @@ def test_the_display_says_where_runs_stand(tmp_path):
     waiting = [Job(f"b, seed {seed}", 1, seed, cold=False) for seed in range(8)]
     running, done = Job("a, seed 0", 0, 0, cold=False), Job("a, seed 1", 0, 1, cold=False)
     standing = Standing(waiting, [done], {running: 100.0}, {}, {done: 40.0})
-    stream = (tmp_path / "out").open("w")
-    with Progress(stream, lambda job: log, lambda job: 10, 2, clock=lambda: 110.0) as progress:
+    with (
+        (tmp_path / "out").open("w") as stream,
+        Progress(stream, lambda job: log, lambda job: 10, 2, clock=lambda: 110.0) as progress,
+    ):
         # 8 that wait at 40 s and one that has 30 s to go, two at a time
         assert progress.left(standing) == (8 * 40 + 30) / 2
         console = Console(width=200)
@@ -136,7 +139,6 @@ def test_the_display_says_where_runs_stand(tmp_path):
     assert "1 of 10 done, about 2:55 left" in text
     assert "a, seed 0" in text and "RL 5/10" in text and "accuracy 25.0%" in text and "10 s" in text
     assert "b, seed 5 and 2 more" in text
-    stream.close()
     assert last_record(tmp_path / "none.jsonl") is None
 
 
@@ -150,11 +152,18 @@ def test_a_report_of_a_study_without_finished_runs_is_refused(asked_for, tmp_pat
 # ------------------------------------------------------------------------------------------------ the real thing
 
 
-def start(asked, root, log):
+@contextmanager
+def started(asked, root, log):
+    """A process of `anabranch ablate`; it does not outlive the block, not even if a test fails there."""
     code = "from anabranch.cli.main import main; main()"
     words = [sys.executable, "-c", code, *arguments_of(asked, "--out", root)]
     with log.open("a") as output:
-        return subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.kill()  # what it started dies with it
+        process.wait()
 
 
 def wait_for(condition, process, log):
@@ -184,20 +193,19 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers_and_a_failed_arm_is
     damaged = root / "runs" / "2-scale=group_std" / "seed-0"
     (damaged / "checkpoints" / "step-000001").mkdir(parents=True)
     (damaged / "recipe.yaml").write_text("steps: [")
-    first = start(asked, root, log)
     arm = root / "runs" / "1-scale=none" / "seed-0"
-    wait_for(lambda: (arm / "checkpoints" / "step-000002").exists(), first, log)
-    worker = int((arm / "lock").read_text())
-    assert alive(worker)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    with started(asked, root, log) as first:  # which is killed at the end of the block
+        wait_for(lambda: (arm / "checkpoints" / "step-000002").exists(), first, log)
+        worker = int((arm / "lock").read_text())
+        assert alive(worker)
+    assert first.returncode == -signal.SIGKILL
     end = time.monotonic() + 20
     while alive(worker):
         assert time.monotonic() < end
         time.sleep(0.02)
 
-    second = start(asked, root, log)
-    assert second.wait(timeout=100) == 1, log.read_text()
+    with started(asked, root, log) as second:
+        assert second.wait(timeout=100) == 1, log.read_text()
     said = log.read_text()
     assert "FAILED: scale=group_std, seed 0" in said and "recipe.yaml:\nthe recipe: found line 1" in said
     assert "1 of 2 failed; the same command tries them again" in said
