@@ -28,7 +28,7 @@ def listing() -> None:
     state = "not converted: about 20 seconds at first use" if load.needs_conversion(smollm.BUILTIN) else "converted"
     table.add_row(smollm.BUILTIN, "134.5M", state)
     for name, (family, _) in small.NAMES.items():
-        state = "built" if small.is_built(name) else "not built: about 2 minutes at first use"
+        state = "built" if small.is_built(name) else "not built: about 3 minutes at first use"
         table.add_row(name, f"{small.FAMILIES[family].parameters / 1e6:.1f}M", state)
     Console().print(table)
 

@@ -204,7 +204,7 @@ def _train(name: str, what: Family, progress: Progress, folder: Path) -> None:
     tokenizer = character_tokenizer(ALPHABET)
     model = new_model(what)
     size = sum(parameter.numel() for parameter in model.parameters())
-    progress.note(f"building {name}-* once: {size / 1e6:.1f}M parameters, {what.steps} steps, about 2 minutes")
+    progress.note(f"building {name}-* once: {size / 1e6:.1f}M parameters, {what.steps} steps, about 3 minutes")
     optimizers = new_optimizers(model)
     start, step = time.perf_counter(), 0
     records = []
@@ -257,7 +257,7 @@ def _rate(what: Family, step: int) -> float:
 def new_optimizers(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices of the layers, AdamW for the embedding and the norms.
 
-    AdamW alone needs about three times the steps here (measured: loss 0.09 instead of 0.01 after 600).
+    With AdamW alone the loss was 0.09 instead of 0.01 after 600 steps on the short sums.
     """
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     known = {id(weight) for weight in matrices}

@@ -36,8 +36,8 @@ def listing() -> TextTable:
             each.name,
             each.title,
             f"{len(each.findings)} findings, {len(list(each.claims))} claims",
-            f"{len(each.arms)} arms x {each.seeds} seeds, about {each.time}",
-            f"{len(each.quick.arms)} arms x {each.quick.seeds} seeds, at most {each.quick.time}",
+            f"{len(each.arms)} arms x {each.seeds} seeds, meant for {each.time}",
+            f"{len(each.quick.arms)} arms x {each.quick.seeds} seeds, meant for {each.quick.time}",
         )
         for each in REPRODUCTIONS.values()
     ]
