@@ -12,17 +12,21 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 from anabranch.errors import RecipeError
+from anabranch.evaluation import offline
+from anabranch.modeling.forward import load_streaming
 from anabranch.modeling.tiny import character_tokenizer, tiny_llama
 from anabranch.presets import PRESETS, load
 from anabranch.recipe.overrides import apply
 from anabranch.recipe.schema import forms, item, nullable
 from anabranch.recipe.tree import Recipe
+from anabranch.tasks.base import open_task
 
 pytest.register_assert_rewrite("lab")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -72,12 +76,28 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, some in (("train", pairs[::3]), ("held_out", pairs[1::9])):
         rows = [{"question": f"{a}+{b}=", "answer": str(a + b), "solution": f"{a}+{b}={a + b}"} for a, b in some]
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_values(home)
     return {
+        "VALUES": str(home / "values.json"),
         "OTHER_MODEL": str(home / "other"),
         "MODEL": str(home / "model"),
         "TRAIN": str(home / "train.jsonl"),
         "HELD_OUT": str(home / "held_out.jsonl"),
     }
+
+
+def write_values(home: Path) -> None:
+    """Offline values of the training problems by the tiny model: right in 0 to 2 of 4 answers."""
+    recipe = apply(load("lite_ppo"), [placed(text, {"MODEL": str(home / "model"), "TRAIN": str(home / "train.jsonl")})
+                                      for text in SMALL])  # fmt: skip
+    model = load_streaming(recipe.model.source, torch.float32, torch.device("cpu"))
+    problems = open_task(recipe.data, recipe.answer).problems
+    records: list[Any] = [
+        {"key": problem.key, "value": float(sample < number % 3)}
+        for number, problem in enumerate(problems)
+        for sample in range(4)
+    ]
+    offline.write(home / "values.json", recipe, model, records)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +137,7 @@ def look(lab: Lab, places: dict[str, str]):
 
 def placed(text: str, places: dict[str, str]) -> str:
     """With the paths that the words in capitals stand for."""
-    return re.sub(r"\b(OTHER_MODEL|MODEL|TRAIN|HELD_OUT)\b", lambda match: places[match[0]], text)
+    return re.sub(r"\b(OTHER_MODEL|MODEL|TRAIN|HELD_OUT|VALUES)\b", lambda match: places[match[0]], text)
 
 
 @pytest.fixture(autouse=True)
