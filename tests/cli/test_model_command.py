@@ -8,9 +8,7 @@ from anabranch.modeling.small import Family, Stage
 from anabranch.tasks.exercises import Kind, Manner
 
 RUN = CliRunner()
-MINI = Family(
-    hidden=16, ffn=32, layers=1, heads=2, stages=(Stage("base", 2, Manner()),), kinds=(Kind(2, 2, 1),), batch=4
-)
+MINI = Family(hidden=16, ffn=32, layers=1, heads=2, stages=(Stage("base", 2, (Kind(2, 2, 1),), Manner()),), batch=4)
 
 
 def test_the_list_says_what_is_built_and_build_builds_it(monkeypatch, tmp_path):
@@ -18,6 +16,8 @@ def test_the_list_says_what_is_built_and_build_builds_it(monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(small, "FAMILIES", {"mini": MINI})
     monkeypatch.setattr(small, "NAMES", {"mini-base": ("mini", "base")})
+    for name, value in {"HELD_OUT": 4, "NEW_TOKENS": 8, "THREADS": 1}.items():  # how good it is does not matter here
+        monkeypatch.setattr(small, name, value)
     before = RUN.invoke(app, ["model", "list"]).output
     assert "not built" in before
     assert "smollm2-135m-instruct" in before

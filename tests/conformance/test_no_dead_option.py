@@ -6,7 +6,6 @@ the recipe's checks refuse is fine where the refusal names that field, or a neig
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -65,30 +64,26 @@ def options() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def places(sums: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What MODEL, TRAIN, HELD_OUT and OTHER_MODEL stand for in `flips`."""
     home = tmp_path_factory.mktemp("places")
     tokenizer = character_tokenizer("".join(map(chr, range(ord(" "), ord("~") + 1))))
     for name, seed in (("model", 0), ("other", 9)):
         tiny_llama(len(tokenizer), hidden=16, layers=1, positions=256, seed=seed).save_pretrained(home / name)
         tokenizer.save_pretrained(home / name)
-    pairs = [(a, b) for a in range(10) for b in range(10)]
-    for name, some in (("train", pairs[::3]), ("held_out", pairs[1::9])):
-        rows = [{"question": f"{a}+{b}=", "answer": str(a + b), "solution": f"{a}+{b}={a + b}"} for a, b in some]
-        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_values(home)
+    write_values(home, sums / "train.jsonl")
     return {
         "VALUES": str(home / "values.json"),
         "OTHER_MODEL": str(home / "other"),
         "MODEL": str(home / "model"),
-        "TRAIN": str(home / "train.jsonl"),
-        "HELD_OUT": str(home / "held_out.jsonl"),
+        "TRAIN": str(sums / "train.jsonl"),
+        "HELD_OUT": str(sums / "held_out.jsonl"),
     }
 
 
-def write_values(home: Path) -> None:
+def write_values(home: Path, train: Path) -> None:
     """Offline values of the training problems by the tiny model: right in 0 to 2 of 4 answers."""
-    recipe = apply(load("lite_ppo"), [placed(text, {"MODEL": str(home / "model"), "TRAIN": str(home / "train.jsonl")})
+    recipe = apply(load("lite_ppo"), [placed(text, {"MODEL": str(home / "model"), "TRAIN": str(train)})
                                       for text in SMALL])  # fmt: skip
     model = load_streaming(recipe.model.source, torch.float32, torch.device("cpu"))
     problems = open_task(recipe.data, recipe.answer).problems

@@ -15,10 +15,10 @@ from anabranch.engines.torch_engine import TorchEngine
 from anabranch.errors import EngineError
 from anabranch.modeling.attention import NAME, CapturingNeighbourhood
 from anabranch.modeling.forward import LENGTH_BUCKET, run_row
-from anabranch.modeling.fused import fuse
-from anabranch.modeling.tiny import character_tokenizer, tiny_gpt_neox, tiny_llama, tiny_qwen3
+from anabranch.modeling.tiny import character_tokenizer, tiny_llama
 from anabranch.records import Request, Sampling, Segment, StopReason, StreamGraph
 from anabranch.structure.layout import lay_out
+from tests.tiny_models import MODELS, fused_llama
 
 pytest.register_assert_rewrite("conformance")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -38,33 +38,13 @@ sys.path.remove(str(Path(__file__).parent))
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456"  # 59, with 5 others every id of 64
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def subject_of(make) -> Subject:
     model, tokenizer = make(), character_tokenizer(ALPHABET)
     model.set_attn_implementation(NAME)
     return Subject(model, tokenizer, lambda max_rows: TorchEngine(model, tokenizer, max_rows=max_rows))
-
-
-def fused_llama():
-    model = tiny_llama()
-    assert fuse(model)
-    return model
-
-
-def fused_qwen3():
-    model = tiny_qwen3()
-    assert fuse(model)
-    return model
-
-
-MODELS = [tiny_llama, tiny_qwen3, tiny_gpt_neox, fused_llama, fused_qwen3]
 
 
 class TestTorchEngine(EngineConformance):

@@ -23,6 +23,8 @@ from anabranch.tasks.equality import MathChecker
 from anabranch.tasks.judge import Judge
 from anabranch.tracking.display import PlainDisplay
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SAMPLES = 3
 PROBLEMS = tuple(
     Problem(problem_key(question, answer), question, answer, "sums")
@@ -62,14 +64,6 @@ def small_batches():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(held_out, "ANSWERS_A_BATCH", 2 * SAMPLES)
         yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

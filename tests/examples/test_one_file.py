@@ -27,6 +27,8 @@ from anabranch.train.optimizer import MasterOptimizer
 from anabranch.train.rl import learn, prepare
 from anabranch.train.session import Session
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FILE = Path(__file__).parents[2] / "examples" / "one_file.py"
 SETTINGS = {"samples": 8, "max_new_tokens": 12, "lr": 1e-3, "seed": 5}
 STEPS = 3
@@ -41,14 +43,6 @@ def load_example():
 
 
 one_file = load_example()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -29,10 +29,10 @@ from anabranch.modeling.attention import (
     hidden_states,
 )
 from anabranch.modeling.forward import run_row
-from anabranch.modeling.fused import fuse
-from anabranch.modeling.tiny import tiny_gpt_neox, tiny_llama, tiny_qwen3
+from anabranch.modeling.tiny import tiny_llama
 from anabranch.records import Segment, StreamGraph
 from anabranch.structure.layout import Layout, allowed, concatenate, lay_out
+from tests.tiny_models import MODELS, streaming
 
 CPU = torch.device("cpu")
 
@@ -41,34 +41,12 @@ PREFIX, PATH_1, PATH_2, TAIL = [11, 12, 13, 50], [51, 14, 52], [51, 15, 16, 52],
 SECOND, AFTER = slice(7, 11), slice(11, 17)  # rows of path 2, and of all that follows the paths
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def fused(make):
-    """The same model with fused layers, as a run loads it."""
-
-    def made():
-        model = make()
-        assert fuse(model)
-        return model
-
-    made.__name__ = make.__name__.replace("tiny", "fused")
-    return made
-
-
-MODELS = [tiny_llama, tiny_qwen3, tiny_gpt_neox, fused(tiny_llama), fused(tiny_qwen3)]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda make: make.__name__)
 def model(request):
-    made = request.param()
-    made.set_attn_implementation(NAME)
-    return made
+    return streaming(request.param())
 
 
 def structured(path_1: list[int] = PATH_1) -> Layout:

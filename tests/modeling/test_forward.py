@@ -30,43 +30,17 @@ from transformers import (
 from anabranch.errors import ModelError
 from anabranch.modeling.attention import NAME
 from anabranch.modeling.forward import LENGTH_BUCKET, check_stream, round_up, row_logprobs, run_row
-from anabranch.modeling.fused import fuse
-from anabranch.modeling.tiny import tiny_gpt_neox, tiny_llama, tiny_qwen3
+from anabranch.modeling.tiny import tiny_llama
 from anabranch.records import Segment, StreamGraph
 from anabranch.structure.layout import NOTHING, Layout, concatenate, lay_out, targets
+from tests.tiny_models import MODELS, streaming
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def fused(make):
-    """The same model with fused layers, as a run loads it."""
-
-    def made():
-        model = make()
-        assert fuse(model)
-        return model
-
-    made.__name__ = make.__name__.replace("tiny", "fused")
-    return made
-
-
-MODELS = [tiny_llama, tiny_qwen3, tiny_gpt_neox, fused(tiny_llama), fused(tiny_qwen3)]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda make: make.__name__)
 def model(request):
     return streaming(request.param())
-
-
-def streaming(made):
-    made.set_attn_implementation(NAME)
-    return made.eval()
 
 
 def tokens(size: int, seed: int = 0) -> list[int]:

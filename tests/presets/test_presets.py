@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 from anabranch.errors import RecipeError
+from anabranch.evaluation.held_out import held_out_problems
 from anabranch.presets import PAPERS, PRESETS, load
 from anabranch.presets.laptop import LAPTOP
 from anabranch.presets.published import Method
@@ -14,6 +15,7 @@ from anabranch.recipe.overrides import apply
 from anabranch.recipe.show import difference
 from anabranch.recipe.text import inline
 from anabranch.rewards.overlong import DEFAULT_BUFFER
+from anabranch.tasks.base import open_task
 
 METHODS = [name for name, preset in PRESETS.items() if isinstance(preset, Method)]
 SEVERAL_UPDATES = ("gspo", "cispo", "dapo", "prorl_v2", "spo", "bspo")
@@ -189,6 +191,17 @@ def test_small_sums_are_lite_ppo_on_a_small_model_and_every_set_can_take_its_pla
     assert [data.options["max_terms"] for data in SETS.values()] == sorted(
         d.options["max_terms"] for d in SETS.values()
     )
+
+
+@pytest.mark.parametrize("difficulty", SETS)
+def test_every_set_leaves_enough_small_sums_unseen(difficulty):
+    pytest.importorskip("reasoning_gym")
+    recipe = load("small_sums").but(data=SETS[difficulty])
+    task = open_task(recipe.data, recipe.answer)
+    _, unseen = held_out_problems(recipe, task)
+    assert len(unseen) == recipe.evaluation.problems
+    assert not {problem.key for problem in unseen} & {problem.key for problem in task.problems}
+    assert len(task.problems) >= 4 * recipe.rollout.prompts
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -99,7 +99,7 @@ def test_a_part_first_then_the_whole_then_the_ledger(tiny, tmp_path, capsys):
     docs.mkdir()
     begin, end = marks("sample")
     (docs / "reproductions.md").write_text(f"{begin}\n{end}\n")
-    assert reproduce("sample", only="F2", seeds="1", out=root, at_once=1) == 0
+    assert reproduce("sample", only="F2", seeds="1", out=root, at_once=2) == 0
     said = capsys.readouterr().out
     assert "findings: F2" in said and "2 arms x 1 seeds (0): 2 runs, 0 of them finished already" in said
     first = read_outline(root)

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny random model: a character-level Llama in a folder, and recipes that train it in a second."""
+"""Whole runs of a tiny random model: recipes that train it in a second, and processes that can be killed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from anabranch.modeling.tiny import character_tokenizer, tiny_llama
 from anabranch.presets import load
 from anabranch.recipe.overrides import apply
 from anabranch.recipe.tree import Recipe
@@ -20,68 +18,24 @@ from anabranch.tracking.checkpoints import complete
 from anabranch.tracking.jsonl import read_jsonl
 from anabranch.tracking.metrics import find
 
-ALPHABET = "".join(map(chr, range(ord(" "), ord("~") + 1)))
-"""Printable ASCII."""
-
 MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture(autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """A run sets torch's threads and asks for deterministic algorithms; other tests get back what they had."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+def _torch_as_it_was(torch_as_it_was: None) -> Iterator[None]:
+    """Every test here, without asking."""
     yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder as `save_pretrained` writes it."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = character_tokenizer(ALPHABET)
-    tiny_llama(vocab_size=len(tokenizer), hidden=16, layers=2, positions=256).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def make_recipe(small_run: tuple[str, ...], small_stages: tuple[str, ...]) -> MakeRecipe:
+    """`make_recipe("steps=3", ..., preset="grpo")`: a preset made small, then changed."""
 
-
-@pytest.fixture(scope="session")
-def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `train.jsonl` and `held_out.jsonl`: sums of two digits with worked solutions."""
-    folder = tmp_path_factory.mktemp("data")
-    pairs = [(a, b) for a in range(10) for b in range(10)]
-    for name, part in (("train", pairs[::3]), ("held_out", pairs[1::9])):
-        rows = [{"question": f"{a}+{b}=", "answer": str(a + b), "solution": f"{a}+{b}={a + b}"} for a, b in part]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def make_recipe(tiny_model: Path, sums: Path) -> MakeRecipe:
-    """`make_recipe("steps=3", ..., preset="grpo")`: a preset made small, then changed.
-
-    The random model never writes `Answer: 7`, but it writes digits: with the lenient extraction some answers hold a
-    number and some do not, so that `format` gives a group different rewards from the first step on.
-    """
-    small = (
-        f"model={{source: {tiny_model}, dtype: float32, device: cpu, threads: 1}}",
-        "steps=2",
-        f"data={{kind: jsonl, path: {sums / 'train.jsonl'}}}",
-        "prompt.instruction=",
-        "answer.extract=[last_number]",
-        "reward=[{term: accuracy}, {term: format, weight: 0.5}]",
-        "rollout.prompts=4",
-        "rollout.per_problem=4",
-        "rollout.max_new_tokens=6",
-        "optim={lr: 0.01}",
-    )
-    quick = (
-        "cold_start={steps: 2, batch: 4, lr: 0.01}",
-        f"evaluation={{problems: 4, samples: 2, data: {{kind: jsonl, path: {sums / 'held_out.jsonl'}}}}}",
-    )
+    sizes = "rollout.prompts=4", "rollout.per_problem=4", "rollout.max_new_tokens=6"  # the rest of rollout stays
 
     def make(*overrides: str, preset: str = "quickstart") -> Recipe:
-        return apply(load(preset), [*small, *(quick if preset == "quickstart" else ()), *overrides])
+        stages = small_stages if preset == "quickstart" else ()
+        return apply(load(preset), [*small_run, *sizes, *stages, *overrides])
 
     return make
 
@@ -89,10 +43,10 @@ def make_recipe(tiny_model: Path, sums: Path) -> MakeRecipe:
 class Lives:
     """Runs in processes of their own, one after the other, see killable.py: `live(path=..., log=..., ...)`."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: str) -> None:
         server = Path(__file__).with_name("killable.py")
         self._process = subprocess.Popen(
-            [sys.executable, str(server), str(model)],
+            [sys.executable, str(server), model],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -128,7 +82,7 @@ class Lives:
 
 
 @pytest.fixture(scope="session")
-def live(tiny_model: Path) -> Iterator[Lives]:
+def live(tiny_model: str) -> Iterator[Lives]:
     """See `Lives`."""
     lives = Lives(tiny_model)
     yield lives

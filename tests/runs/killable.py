@@ -32,7 +32,7 @@ def announce_phases(kill: dict | None) -> None:
     class Announcing(PlainDisplay):
         name = "before"
 
-        def stage(self, name: str, total: int, seconds: float | None = None) -> None:
+        def stage(self, name: str, total: int, seconds: float | None = None, *, spent: float = 0.0) -> None:
             self.name = name
 
         def phase(self, text: str) -> None:

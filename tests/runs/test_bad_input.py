@@ -140,7 +140,7 @@ def test_a_gold_answer_that_the_checker_cannot_accept_is_named(place, recipe_fil
 def encoder(tmp_path, tiny_model) -> Path:
     folder = tmp_path / "bert"
     BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16).save_pretrained(folder)
-    load_tokenizer(str(tiny_model)).save_pretrained(folder)
+    load_tokenizer(tiny_model).save_pretrained(folder)
     return folder
 
 
@@ -148,7 +148,7 @@ def encoder(tmp_path, tiny_model) -> Path:
 def encoder_decoder(tmp_path, tiny_model) -> Path:
     folder = tmp_path / "t5"
     T5Config(d_model=16, num_layers=1, num_heads=2, d_ff=16).save_pretrained(folder)
-    load_tokenizer(str(tiny_model)).save_pretrained(folder)
+    load_tokenizer(tiny_model).save_pretrained(folder)
     return folder
 
 
@@ -160,7 +160,7 @@ def test_a_model_that_is_no_causal_language_model_is_refused(place, recipe_file,
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_named(place, recipe_file, tiny_model):
-    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer = load_tokenizer(tiny_model)
     tokenizer.add_tokens(["plus"])  # and the embedding not resized
     folder = Path(shutil.copytree(tiny_model, place.parent / "grown"))
     tokenizer.save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ from anabranch.modeling.load import load_model, load_tokenizer
 from anabranch.recipe.io import from_yaml
 from anabranch.recipe.tree import Optim
 from anabranch.tracking.checkpoints import complete
+from anabranch.tracking.display import PlainDisplay
 from anabranch.tracking.jsonl import read_jsonl
-from anabranch.train import checkpoint, reference
+from anabranch.train import checkpoint, reference, run
 from anabranch.train.optimizer import MasterOptimizer
 from anabranch.train.run import resume, start
 
@@ -53,9 +55,9 @@ def four_steps(short, tmp_path_factory) -> Path:
 
 
 def test_plain_transformers_loads_the_float32_masters(tiny_model, tmp_path):
-    model = load_model(str(tiny_model), torch.bfloat16, torch.device("cpu"))
+    model = load_model(tiny_model, torch.bfloat16, torch.device("cpu"))
     optimizer = MasterOptimizer(model, Optim(lr=0.01))
-    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer = load_tokenizer(tiny_model)
     ids = tokenizer("3+4=7", return_tensors="pt")["input_ids"]
     for _ in range(3):
         model(ids, labels=ids).loss.backward()
@@ -64,7 +66,7 @@ def test_plain_transformers_loads_the_float32_masters(tiny_model, tmp_path):
         tmp_path, number=3, model=model, tokenizer=tokenizer, optimizer=optimizer, state={}, log_sizes={}, keep=1
     )
 
-    masters = load_model(str(tiny_model), torch.float32, torch.device("cpu"), attention="sdpa")
+    masters = load_model(tiny_model, torch.float32, torch.device("cpu"), attention="sdpa")
     masters.load_state_dict(optimizer.master_state())
     loaded = AutoModelForCausalLM.from_pretrained(path / "model")
     read_ids = AutoTokenizer.from_pretrained(path / "model")("3+4=7", return_tensors="pt")["input_ids"]
@@ -76,18 +78,18 @@ def test_plain_transformers_loads_the_float32_masters(tiny_model, tmp_path):
 
 
 def test_generation_settings_that_contradict_each_other_do_not_stop_a_checkpoint(tiny_model, tmp_path):
-    model = load_model(str(tiny_model), torch.float32, torch.device("cpu"))
+    model = load_model(tiny_model, torch.float32, torch.device("cpu"))
     model.generation_config.temperature = 0.6  # without do_sample: published models have it, transformers refuses it
     model.generation_config.eos_token_id = [2, 5]
     weights = MasterOptimizer(model, Optim()).master_state()
-    checkpoint.save_model(tmp_path / "model", model, load_tokenizer(str(tiny_model)), weights)
+    checkpoint.save_model(tmp_path / "model", model, load_tokenizer(tiny_model), weights)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config
     assert (again.temperature, again.eos_token_id) == (0.6, [2, 5])
 
 
 def test_the_newest_checkpoints_stay_by_number_not_by_name(tiny_model, tmp_path):
-    model = load_model(str(tiny_model), torch.float32, torch.device("cpu"))
-    optimizer, tokenizer = MasterOptimizer(model, Optim()), load_tokenizer(str(tiny_model))
+    model = load_model(tiny_model, torch.float32, torch.device("cpu"))
+    optimizer, tokenizer = MasterOptimizer(model, Optim()), load_tokenizer(tiny_model)
     for number in (1, 2, 999_999, 1_000_000):
         checkpoint.save(
             tmp_path,
@@ -155,7 +157,7 @@ def test_a_damaged_checkpoint_stops_a_resume_before_anything_is_cut(finished, fi
 
 @pytest.mark.parametrize("damage", [flip, Path.unlink])
 def test_a_damaged_reference_model_is_found(tiny_model, tmp_path, damage):
-    model = load_model(str(tiny_model), torch.float32, torch.device("cpu"))
+    model = load_model(tiny_model, torch.float32, torch.device("cpu"))
     path = tmp_path / "reference.safetensors"
     frozen = reference.freeze(model, path)
     again = reference.load(model, path)
@@ -191,6 +193,21 @@ def test_a_run_that_ran_out_of_time_goes_on_with_what_it_says(short, tmp_path, c
     assert options is not None and re.fullmatch(r"--seconds [1-9]\d*", options[1])
     with pytest.raises(RunFolderError, match=r"nothing is left to do\n  fix: anabranch resume \S+ --seconds [1-9]\d*$"):
         resume(run, None)
+
+
+def test_a_resumed_run_shows_its_time_left_from_what_it_spent_before(finished, monkeypatch):
+    told = []
+
+    class Listening(PlainDisplay):
+        def stage(self, name: str, total: int, seconds: float | None = None, *, spent: float = 0.0) -> None:
+            told.append(spent)
+            super().stage(name, total, seconds, spent=spent)
+
+    monkeypatch.setattr(run, "make_display", Listening)
+    stored = json.loads((finished / "checkpoints" / "step-000002" / "state.json").read_text())["state"]
+    resume(finished, 3)
+    assert told == [stored["seconds"]]
+    assert told[0] > 0
 
 
 def test_a_supervised_run_can_go_on_with_rl_as_if_planned_so(make_recipe, sums, same_run, tmp_path):

@@ -107,6 +107,19 @@ def test_time_left_is_bounded_by_the_time_limit_and_right_after_a_resume():
     assert left.after(9) == 0.0
 
 
+def test_time_that_passed_before_a_resume_counts_towards_the_limit():
+    clock = Clock()
+    left = TimeLeft(10, 50.0, clock, spent=25.0)
+    clock.now = 10.0
+    assert left.after(7) == pytest.approx(15.0)  # 3 * 10 = 30, but 50 - 25 - 10 remain
+    stream = io.StringIO()
+    with PlainDisplay(stream, clock) as display:
+        display.stage("rl", 10, seconds=300, spent=200)
+        clock.now += 20.0
+        display.step({**RL, "step": 3})
+    assert stream.getvalue().splitlines()[-1].endswith("1:20 left")  # 7 * 20 = 140, but 300 - 200 - 20 remain
+
+
 def test_the_live_display_keeps_every_step_and_shows_phase_and_progress():
     display, stream = live()
     with display:

@@ -13,11 +13,8 @@ from hypothesis import strategies as st
 from anabranch.modeling.logprob import chosen_logprobs
 from anabranch.recipe.tree import Algorithm, Kl, Mismatch
 from anabranch.train.objective import add_up, policy_objective
+from tests.train.loss_batches import ADVANTAGE, NEW, SEQUENCE, dealt, random_batch, seeded
 
-# lite_ppo L7 and L10: answer a is one token with advantage +1, answer b three tokens with advantage -1.
-NEW = torch.tensor([0.3, 0.2, 0.5, 0.65], dtype=torch.float64)
-ADVANTAGE = torch.tensor([1.0, -1.0, -1.0, -1.0], dtype=torch.float64)
-SEQUENCE = torch.tensor([0, 1, 1, 1])
 ENGINE = NEW.log() - torch.tensor([math.log(8), math.log(0.4), 0.0, 0.3], dtype=torch.float64)
 """So that w of the first, on-policy update is 8, 0.4, 1 and 1.349859."""
 
@@ -60,24 +57,17 @@ def test_B14_in_the_first_update_the_loss_is_minus_w_times_the_advantage(mismatc
     assert sums["tokens"] == 4  # nothing leaves the denominators
 
 
-def random_batch(seed, lengths):
-    """What a loss with everything in it is handed; the tokens of the answers are shuffled, token means."""
-    generator = torch.Generator().manual_seed(seed)
-    size = sum(lengths)
-    sequence = torch.tensor([index for index, length in enumerate(lengths) for _ in range(length)], dtype=torch.int64)
+def full_batch(seed, lengths):
+    """What a loss with everything in it is handed; token means."""
+    generator = seeded(seed)
+    batch = random_batch(generator, lengths)
+    old_logprob_M = batch["old_logprob_M"]
 
     def normal():
-        return torch.randn(size, generator=generator, dtype=torch.float64)
+        return torch.randn(len(old_logprob_M), generator=generator, dtype=torch.float64)
 
-    logprob_M = -normal().abs() - 0.1
-    old_logprob_M = logprob_M - 0.4 * normal()
-    return {
-        "logprob_M": logprob_M.requires_grad_(),
-        "old_logprob_M": old_logprob_M,
-        "advantage_M": torch.randint(-2, 3, (size,), generator=generator).double() / 2,
-        "weight_M": torch.full((size,), 1 / size, dtype=torch.float64),
-        "sequence_M": sequence[torch.randperm(size, generator=generator)],
-        "ref_logprob_M": logprob_M.detach() - 0.3 * normal(),
+    return batch | {
+        "weight_M": torch.full_like(old_logprob_M, 1 / len(old_logprob_M)),
         "engine_logprob_M": old_logprob_M - 0.3 * normal(),
         "entropy_M": normal().abs().requires_grad_(),
     }
@@ -86,7 +76,7 @@ def random_batch(seed, lengths):
 @pytest.mark.parametrize("ratio", ["token", "sequence", "detached"])
 def test_the_mismatch_weighs_the_policy_loss_and_nothing_else(ratio):
     """With weights w in place of the tokens' own, but the KL and the bonus as they were."""
-    batch = random_batch(3, [2, 3, 1])
+    batch = full_batch(3, [2, 3, 1])
     plain = Algorithm(ratio=ratio)
     both = plain.but(
         kl=Kl(kind="loss_k2", coef=0.3), entropy_coef=0.2, mismatch=Mismatch(kind="tis", low=0.8, high=1.2)
@@ -120,14 +110,9 @@ def test_the_mismatch_weighs_the_policy_loss_and_nothing_else(ratio):
 )
 def test_L16_micro_batches_do_not_matter_to_corrections_and_bonuses_either(lengths, home, mismatch, seed):
     algorithm = Algorithm(entropy_coef=0.1, mismatch=mismatch, kl=Kl(kind="loss_k3", coef=0.2, output_limit=0.02))
-    batch = random_batch(seed, lengths)
+    batch = full_batch(seed, lengths)
     loss, sums = policy_objective(algorithm, **batch)
-    home_M = torch.tensor(home)[batch["sequence_M"]]
-    parts = []
-    for micro in set(home_M.tolist()):
-        part = {name: value[home_M == micro] for name, value in batch.items()}
-        _, part["sequence_M"] = part["sequence_M"].unique(return_inverse=True)
-        parts.append(policy_objective(algorithm, **part))
+    parts = [policy_objective(algorithm, **part) for part in dealt(batch, home)]
     torch.testing.assert_close(torch.stack([part for part, _ in parts]).sum(), loss)
     for name, value in add_up([part for _, part in parts]).items():
         torch.testing.assert_close(value, sums[name])

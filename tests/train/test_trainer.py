@@ -8,47 +8,22 @@ import torch
 from torch import Tensor
 
 from anabranch.batching.credit import assign_credit
-from anabranch.batching.pack import flat_offsets, pack, packed_tokens
+from anabranch.batching.pack import Row, flat_offsets, pack, packed_tokens
 from anabranch.errors import TrainingError
 from anabranch.modeling.attention import NAME
-from anabranch.modeling.fused import fuse
-from anabranch.modeling.tiny import tiny_gpt_neox, tiny_llama, tiny_qwen3
+from anabranch.modeling.tiny import tiny_llama
 from anabranch.recipe.tree import Algorithm, Optim
 from anabranch.records import Segment, StreamGraph
 from anabranch.train.objective import policy_objective
 from anabranch.train.optimizer import MasterOptimizer
 from anabranch.train.rl import teaches
-from anabranch.train.trainer import accumulate, score, update
+from anabranch.train.trainer import Objective, accumulate, score, update
+from tests.tiny_models import MODELS, fused_llama, streaming
 
 TEMPERATURE = 0.8
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def streaming(made):
-    made.set_attn_implementation(NAME)
-    return made
-
-
-def fused(make):
-    """The same model with fused layers, as a run loads it."""
-
-    def made():
-        model = make()
-        assert fuse(model)
-        return model
-
-    made.__name__ = make.__name__.replace("tiny", "fused")
-    return made
-
-
-MODELS = [tiny_llama, tiny_qwen3, tiny_gpt_neox, fused(tiny_llama), fused(tiny_qwen3)]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=MODELS, ids=lambda make: make.__name__)
@@ -149,6 +124,24 @@ def test_a_shared_prompt_costs_once_and_changes_nothing(model):
     assert_same(gradients(model, batch, together), gradients(model, batch, apart))
 
 
+def on_policy(algorithm: Algorithm, advantage_N: Tensor, weight_N: Tensor) -> Objective:
+    """The policy loss of the first update."""
+
+    def objective(row: Row, logprob_M: Tensor, entropy_M: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        slot_M = torch.from_numpy(row.slot_M)
+        return policy_objective(
+            algorithm,
+            logprob_M=logprob_M,
+            old_logprob_M=logprob_M.detach(),
+            advantage_M=advantage_N[slot_M],
+            weight_M=weight_N[slot_M],
+            sequence_M=torch.from_numpy(row.rollout_M),
+            entropy_M=entropy_M if algorithm.entropy_coef > 0 else None,
+        )
+
+    return objective
+
+
 @pytest.mark.parametrize("aggregate", ["token_mean", "seq_mean_token_mean", "token_sum_constant"])
 def test_answers_without_advantage_may_be_left_out_but_are_counted(model, batch, aggregate):
     """Groups 1 and 3 agree, so they teach nothing; the loss is still a mean over all answers."""
@@ -163,18 +156,7 @@ def test_answers_without_advantage_may_be_left_out_but_are_counted(model, batch,
         max_new_tokens=12,
     )
     advantage_N, weight_N = credit.advantage_M.float(), credit.weight_M.float()
-
-    def objective(row, logprob_M, entropy_M):
-        slot_M = torch.from_numpy(row.slot_M)
-        return policy_objective(
-            algorithm,
-            logprob_M=logprob_M,
-            old_logprob_M=logprob_M.detach(),
-            advantage_M=advantage_N[slot_M],
-            weight_M=weight_N[slot_M],
-            sequence_M=torch.from_numpy(row.rollout_M),
-        )
-
+    objective = on_policy(algorithm, advantage_N, weight_N)
     keep = teaches(credit, batch.sequence_N, 10, everywhere=False).tolist()
     assert keep == [True] * 4 + [False] + [True] * 2 + [False] * 3
     kept = gradients(model, batch, batch.rows(keep=keep), objective)
@@ -188,18 +170,7 @@ def test_the_gradient_of_an_entropy_bonus_is_that_of_plain_transformers(model, b
     """Every token pulls with a weight of its own; one prompt's last token is the source of several."""
     algorithm = Algorithm(entropy_coef=0.3)
     advantage_N = torch.linspace(-1, 1, batch.num_slots)
-
-    def objective(row, logprob_M, entropy_M):
-        slot_M = torch.from_numpy(row.slot_M)
-        return policy_objective(
-            algorithm,
-            logprob_M=logprob_M,
-            old_logprob_M=logprob_M.detach(),
-            advantage_M=advantage_N[slot_M],
-            weight_M=batch.weight_N[slot_M],
-            sequence_M=torch.from_numpy(row.rollout_M),
-            entropy_M=entropy_M,
-        )
+    objective = on_policy(algorithm, advantage_N, batch.weight_N)
 
     def plain(logprob_N, entropy_N):
         return -(batch.weight_N * (advantage_N * logprob_N + 0.3 * entropy_N)).sum()
@@ -329,7 +300,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(batch):
         assert torch.equal(weight, before[name])
 
 
-@pytest.mark.parametrize("make", [tiny_llama, fused(tiny_llama)], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [tiny_llama, fused_llama], ids=lambda make: make.__name__)
 def test_gradients_of_several_rows_add_up_in_float32_in_one_place(batch, make):
     """What `update` does before it steps: zeros in float32, into which every row's gradients are added."""
     rows = batch.rows(40)

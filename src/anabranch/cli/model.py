@@ -19,14 +19,14 @@ def listing() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from anabranch.modeling import load, small
+    from anabranch.modeling import load, small, smollm
     from anabranch.modeling.cache import models_folder
 
     table = Table(title=f"Built-in models, cached in {models_folder()}", title_justify="left")
     for column in ("model.source=", "parameters", "state"):
         table.add_column(column, justify="right" if column == "parameters" else "left")
-    state = "not converted: about 20 seconds at first use" if load.needs_conversion(load.BUILTIN) else "converted"
-    table.add_row(load.BUILTIN, "134.5M", state)
+    state = "not converted: about 20 seconds at first use" if load.needs_conversion(smollm.BUILTIN) else "converted"
+    table.add_row(smollm.BUILTIN, "134.5M", state)
     for name, (family, _) in small.NAMES.items():
         state = "built" if small.is_built(name) else "not built: about 2 minutes at first use"
         table.add_row(name, f"{small.FAMILIES[family].parameters / 1e6:.1f}M", state)

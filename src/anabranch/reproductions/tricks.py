@@ -76,10 +76,11 @@ def _arms() -> dict[str, tuple[str, ...]]:
         cut = f"rollout.max_new_tokens={limit}"
         add(*place, word, _plain("group"), cut)
         add(*place, f"{word} filtered", _plain("group"), cut, "algorithm.overlong.kind=filter")
-    for place in (("base", "easy"), ("base", "hard")):  # T9
+    for place in (("base", "easy"), ("base", "medium"), ("base", "hard")):  # T9
         add(*place, "Lite PPO", "recipe=lite_ppo")
         add(*place, "GRPO", "recipe=grpo")
-        add(*place, "DAPO", "recipe=dapo", f"rollout.dynamic.rounds={DAPO_ROUNDS}")
+        if place != ("base", "easy"):
+            add(*place, "DAPO", "recipe=dapo", f"rollout.dynamic.rounds={DAPO_ROUNDS}")
     return arms
 
 
@@ -93,7 +94,7 @@ TRICKS = Reproduction(
         "loops), the same after more training on clean text for its aligned ones. The paper's are Qwen3-4B and 8B.",
         "Data: sums and differences of few (easy), more (medium) and many (hard) numbers; held-out problems from the "
         "same generator, never trained on. The paper trains on mathematics and evaluates on six benchmarks.",
-        "Steps, answers a step and learning rate are those of the preset `small_sums`; the paper makes hundreds of "
+        "Steps, answers a step and learning rate are those of the preset small_sums; the paper makes hundreds of "
         "steps of 1024 answers at lr 1e-6, one batch behind.",
         "Like the paper, unless a finding says otherwise: no critic, no KL, clip 0.2/0.2, one update a batch, mean "
         "over answers of their token means, rewards 0 and 1. Temperature is 1 and nothing is cut from the "
@@ -124,8 +125,9 @@ TRICKS = Reproduction(
             "base-medium short filtered",
             "base-easy Lite PPO",
             "base-easy GRPO",
-            "base-easy DAPO",
+            "base-medium Lite PPO",
+            "base-medium DAPO",
         ),
-        changes=("name=tricks-quick", "steps=15", "evaluation={problems: 32, samples: 2}"),
+        changes=("name=tricks-quick", "steps=10", "evaluation={problems: 32, samples: 2}"),
     ),
 )

@@ -5,6 +5,8 @@ Written before any run. T1-T9 are the numbers of `lite_ppo`, section 4, of this 
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from anabranch.reproductions.claims import Claim, Curves, Expect, Finding
 
 POINTS = 0.03
@@ -17,6 +19,8 @@ AT_LEAST, AT_MOST = Expect.AT_LEAST, Expect.AT_MOST
 
 T1_PLACES = ("base-easy", "base-hard", "aligned-medium")
 BASE_PLACES = ("base-easy", "base-hard")
+T9_PLACES = MappingProxyType({"base-easy": ("GRPO",), "base-medium": ("GRPO", "DAPO"), "base-hard": ("GRPO", "DAPO")})
+"""Lite PPO against which methods."""
 
 T1 = Finding(
     id="T1",
@@ -285,8 +289,8 @@ T9 = Finding(
         for n, (place, other, (words, expect, measure)) in enumerate(
             (
                 (place, other, told)
-                for place in BASE_PLACES
-                for other in ("GRPO", "DAPO")
+                for place, others in T9_PLACES.items()
+                for other in others
                 for told in (
                     ("Lite PPO is better", HIGHER, "final"),
                     ("it falls less below its best", LOWER, "fall"),
@@ -295,7 +299,10 @@ T9 = Finding(
             start=1,
         )
     ),
-    curves=tuple(Curves(ACCURACY, tuple(f"{p} {m}" for m in ("Lite PPO", "GRPO", "DAPO"))) for p in BASE_PLACES),
+    cannot="DAPO on easy sums. In a trial before anything was registered, its dynamic sampling found fewer than 16 "
+    "groups that differ after ten steps, when more than four of five problems were answered right every time, and "
+    "ended the run. Medium sums stand in.",
+    curves=tuple(Curves(ACCURACY, tuple(f"{p} {m}" for m in ("Lite PPO", *others))) for p, others in T9_PLACES.items()),
 )
 
 FINDINGS = (T1, T2, T3, T4, T5, T6, T7, T8, T9)

@@ -193,7 +193,7 @@ def _begin(
     for source in sources:
         prepare(source, display)
     compute = settled(study, at_once)
-    models = [line for source in sources for line in training_lines(source)]
+    models = list(dict.fromkeys(line for source in sources for line in training_lines(source)))
     manifest = Manifest(study, compute, tuple(tuple(each) for each in digests), {**told, "models": models})
     write_json(StudyPaths(root).manifest, manifest.to_json())
     return manifest

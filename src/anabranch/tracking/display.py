@@ -95,8 +95,11 @@ class Display(ABC):
     """Shows a run. A stage is opened first, then its steps are shown; close at the end, also after an error."""
 
     @abstractmethod
-    def stage(self, name: str, total: int, seconds: float | None = None) -> None:
-        """A stage of `total` steps begins; it ends earlier if `seconds` of wall clock have passed."""
+    def stage(self, name: str, total: int, seconds: float | None = None, *, spent: float = 0.0) -> None:
+        """A stage of `total` steps begins, or goes on; it ends earlier if `seconds` of wall clock have passed.
+
+        `spent` of them passed before, in the process that was stopped.
+        """
 
     @abstractmethod
     def phase(self, text: str) -> None:
@@ -130,9 +133,9 @@ class Display(ABC):
 class TimeLeft:
     """Estimates what is left of a stage from the mean time of the steps seen so far."""
 
-    def __init__(self, total: int, seconds: float | None, clock: Callable[[], float]) -> None:
+    def __init__(self, total: int, seconds: float | None, clock: Callable[[], float], *, spent: float = 0.0) -> None:
         self._total = total
-        self._seconds = seconds
+        self._seconds = None if seconds is None else seconds - spent
         self._clock = clock
         self._start = clock()
         self._seen = 0
@@ -154,9 +157,9 @@ class PlainDisplay(Display):
         self._total = 0
         self._left = TimeLeft(0, None, clock)
 
-    def stage(self, name: str, total: int, seconds: float | None = None) -> None:
+    def stage(self, name: str, total: int, seconds: float | None = None, *, spent: float = 0.0) -> None:
         """See `Display.stage`."""
-        self._total, self._left = total, TimeLeft(total, seconds, self._clock)
+        self._total, self._left = total, TimeLeft(total, seconds, self._clock, spent=spent)
         self._print(stage_line(name, total, seconds))
 
     def phase(self, text: str) -> None:
@@ -205,9 +208,9 @@ class LiveDisplay(Display):
         )
         self._task = self._progress.add_task("", total=1, visible=False, numbers="", left="", phase="")
 
-    def stage(self, name: str, total: int, seconds: float | None = None) -> None:
+    def stage(self, name: str, total: int, seconds: float | None = None, *, spent: float = 0.0) -> None:
         """See `Display.stage`."""
-        self._total, self._left = total, TimeLeft(total, seconds, self._clock)
+        self._total, self._left = total, TimeLeft(total, seconds, self._clock, spent=spent)
         self._say(Text(stage_line(name, total, seconds), style="bold"))
         title = TITLES.get(name, name)
         self._progress.update(

@@ -137,7 +137,7 @@ def further(recipe: Recipe, state: RunState) -> str:
 
 def _enter(session: Session, stage: Stage, state: RunState) -> None:
     """A stage begins with fresh moments, RL with a frozen reference; a resumed one finds both as they were."""
-    session.display.stage(stage.name, stage.steps, stage.seconds)
+    session.display.stage(stage.name, stage.steps, stage.seconds, spent=state.seconds)
     session.engine.load_weights(state.version)
     reference_file = reference.file_of(session.folder.paths.root, state.reference.step)
     if state.step == 0:
