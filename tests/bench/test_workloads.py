@@ -100,10 +100,11 @@ def test_a_step_is_a_steps_record_and_trains_on_every_answer(tiny_model):
         "rollout.max_new_tokens=3",
         "rollout.stop_strings=[x]",
         "algorithm.kl={kind: loss_k3, coef: 0.1}",
+        "algorithm.baseline=tracker",
     ],
 )
 def test_a_setting_that_would_not_be_honoured_is_refused(tiny_model, override):
-    with pytest.raises(RecipeError, match=r"rollout.temperature|no reference model"):
+    with pytest.raises(RecipeError, match=r"rollout.temperature|no reference model|could be kept"):
         bench_recipe(model=tiny_model, overrides=[override])
 
 

@@ -54,7 +54,7 @@ SMALL = (
     "data={kind: jsonl, path: TRAIN}",
     "prompt.instruction=",
     "answer.extract=[last_number]",
-    "reward=[{term: accuracy}, {term: format, weight: 0.5}]",
+    "reward=[{term: accuracy, weight: 0.5}, {term: format, weight: 0.5}]",
     "rollout.prompts=4",
     "rollout.per_problem=6",
     "rollout.max_new_tokens=6",
@@ -64,7 +64,7 @@ SMALL = (
     "cold_start=null",
     "evaluation=null",
 )
-"""On every preset. MODEL, TRAIN, HELD_OUT, OTHER_MODEL: paths, put in by the harness."""
+"""On every preset. MODEL, TRAIN, HELD_OUT, OTHER_MODEL, VALUES: paths, put in by the harness."""
 
 FEW = ("rollout.prompts=2", "rollout.per_problem=3", "rollout.dynamic=null", "steps=2", "train.minibatches=1")
 """On top of it where whole runs are made."""
@@ -77,6 +77,10 @@ CYCLE = "reward.1.schedule={kind: cycle, on: 1, off: 1}"
 COSINE = "reward.2={term: cosine_length, weight: 0.5}"
 KL = "algorithm.kl={kind: loss_k2, coef: 0.5}"
 TIS = "algorithm.mismatch={kind: tis, low: 0.9, high: 1.1}"
+TRACKABLE = ("algorithm.whiten=none", "rollout.dynamic=null", "algorithm.overlong={}", "algorithm.kl={}")
+TRACKED = (*TRACKABLE, "algorithm.baseline=tracker", "steps=3", "data.limit=3")
+"""Every problem is visited again, so that something is forgotten."""
+SAMPLED = (*TRACKABLE, "sampling={kind: prioritised}", "steps=3")
 PLAIN_CLIP = "algorithm.clip={low: 0.2, high: 0.2}"
 PLAIN = "algorithm.whiten=none"
 SHORT_COLD = "cold_start={steps: 2, batch: 2, lr: 0.01, warmup: 0}"
@@ -100,6 +104,11 @@ FLIPS: Mapping[str, tuple[Flip, ...]] = {
     "Recipe.seconds": each("seconds=1e-9", where=RUN),
     "Recipe.data": each(HUB, GYM, "data={kind: jsonl, path: HELD_OUT}", where=DATA)
     + each("data={kind: jsonl, path: TRAIN}", given=(GYM,), where=DATA),
+    "Recipe.sampling": each("sampling={kind: prioritised}", given=TRACKABLE)
+    + each("sampling={kind: uniform}", given=SAMPLED),
+    "Prioritised.eps": each("sampling.eps=1.0", given=SAMPLED, where=RUN),
+    "Prioritised.gamma": each("sampling.gamma=1.0", given=SAMPLED, where=RUN),
+    "Prioritised.pool": each("sampling.pool=8", given=SAMPLED),
     "Recipe.reward": each("reward=[{term: accuracy}]", "reward=[{term: format}]", COSINE),
     "Recipe.cold_start": each(SHORT_COLD, where=RUN),
     "Recipe.sft": each(SHORT_SFT, where=RUN),
@@ -159,9 +168,29 @@ FLIPS: Mapping[str, tuple[Flip, ...]] = {
     "Cycle.start": each("reward.1.schedule.start=1", given=(CYCLE,)),
     # ----------------------------------------------------------------------------------------------- the algorithm
     "Algorithm.baseline": each(
-        *(f"algorithm.baseline={name}" for name in ("none", "group_mean", "leave_one_out", "batch_mean")),
-        given=(PLAIN,),
+        *(f"algorithm.baseline={name}" for name in ("none", "group_mean", "leave_one_out", "batch_mean", "tracker")),
+        given=(*TRACKABLE, "algorithm.tracker={}"),
     ),
+    "Tracker.form": each("algorithm.tracker.form=ema", given=TRACKED, where=RUN),
+    "Tracker.rho_min": each("algorithm.tracker.rho_min=0.1", given=TRACKED, where=RUN),
+    "Tracker.rho_max": each("algorithm.tracker.rho_max=0.9", given=TRACKED, where=RUN),
+    "Tracker.d_half": each("algorithm.tracker.d_half=10.0", given=TRACKED, where=RUN),
+    "Tracker.divergence": each(
+        *(f"algorithm.tracker.divergence={name}" for name in ("abs", "k1", "k2", "k3", "constant")),
+        given=(*TRACKED, "algorithm.tracker.divergence=k2"),
+        where=RUN,
+    )
+    + each("algorithm.tracker.divergence=k2", given=TRACKED, where=RUN),
+    "Tracker.when": each("algorithm.tracker.when=after_update", given=TRACKED, where=RUN),
+    "Tracker.duplicates": each("algorithm.tracker.duplicates=last", given=TRACKED, where=RUN),
+    "Tracker.values": each("algorithm.tracker.values=VALUES", given=(*TRACKED, "reward=[{term: accuracy}]"), where=RUN),
+    "Tracker.smoothing": each(
+        "algorithm.tracker.smoothing=0.0",
+        given=(*TRACKED, "reward=[{term: accuracy}]", "algorithm.tracker.values=VALUES"),
+        where=RUN,
+    ),
+    "Prior.value": each("algorithm.tracker.prior.value=0.3", given=TRACKED, where=RUN),
+    "Prior.count": each("algorithm.tracker.prior.count=9.0", given=TRACKED, where=RUN),
     "Algorithm.scale": each(
         *(
             f"algorithm.scale={name}"

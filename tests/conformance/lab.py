@@ -185,6 +185,7 @@ class Lab:
                 records = list(read_jsonl(path)) if path.is_file() else []
                 seen[log] = [_observed(r) for r in records] if log == "metrics" else records
             seen["moments"] = _moments(folder)
+            seen["values"] = _values(folder)
         return seen
 
     def _task(self, recipe: Recipe) -> Task:
@@ -244,6 +245,14 @@ def _moments(folder: Path) -> list[float]:
 
     files = sorted(folder.glob("checkpoints/*/optimizer.safetensors"))
     return [float(value.double().norm()) for _, value in sorted(load_file(files[-1]).items())] if files else []
+
+
+def _values(folder: Path) -> dict[str, list[float]]:
+    """The numbers that the last checkpoint keeps of every problem, where it does."""
+    from safetensors.numpy import load_file
+
+    files = sorted(folder.glob("checkpoints/*/values.safetensors"))
+    return {name: array.astype(float).tolist() for name, array in load_file(files[-1]).items()} if files else {}
 
 
 def _made_up_hub() -> ModuleType:

@@ -38,6 +38,8 @@ class Answer:
     """The same as the engine recorded it while sampling."""
     ref: tuple[float, ...]
     """Log-prob of each token under the reference model."""
+    value: float = 0.0
+    """What was expected of its problem before the step."""
 
 
 Now = Sequence[Sequence[Tensor]]
@@ -300,6 +302,69 @@ def prorl_v2(answers: Sequence[Answer], now: Now, limit: int) -> list[Tensor]:
     return losses
 
 
+def spo(answers: Sequence[Answer], now: Now, limit: int) -> list[Tensor]:
+    """SPO: (r - v) standardised over the answers of the batch, clip 0.2/0.28, dual clip 10, mean over tokens."""
+    surplus = [answer.reward - answer.value for answer in answers]
+    centre, scale = mean(surplus), deviation(surplus)
+    losses = []
+    for update in range(number_of_updates(answers)):
+        total, count = nothing(), 0
+        for i in members(answers, update):
+            advantage = over(surplus[i] - centre, scale)
+            for t, old in enumerate(answers[i].old):
+                objective = clipped(ratio(now[i][t], old), advantage, 0.2, 0.28)
+                if advantage < 0 and value(objective) < 10 * advantage:
+                    objective = torch.tensor(10 * advantage, dtype=torch.float64)
+                total = total + objective
+                count += 1
+        losses.append(-total / max(1, count))
+    return losses
+
+
+def bspo(answers: Sequence[Answer], now: Now, limit: int) -> list[Tensor]:
+    """BSPO: the answers to a problem share its value and are answers like any other."""
+    return spo(answers, now, limit)
+
+
+# ----------------------------------------------------------------------------------------------- values of problems
+
+Counts = Mapping[int, tuple[float, float]]
+"""Successes and failures by problem."""
+Tracking = Callable[[Counts, Sequence[tuple[int, float]], Mapping[int, float]], Counts]
+"""(counts before, (problem, reward) of each answer in order, D of each problem) -> counts after."""
+
+
+def kept(distance: float) -> float:
+    """2^(-D / 0.06), within [0.875, 0.96]."""
+    return min(0.96, max(0.875, 2.0 ** (-distance / 0.06)))
+
+
+def spo_values(before: Counts, outcomes: Sequence[tuple[int, float]], distance: Mapping[int, float]) -> Counts:
+    """Each answer is taken in from the counts before the step; of several to a problem, the last one stands."""
+    after = dict(before)
+    for problem, reward in outcomes:
+        alpha, beta = before.get(problem, (0.5, 0.5))
+        rho = kept(distance[problem])
+        after[problem] = (rho * alpha + reward, rho * beta + 1 - reward)
+    return after
+
+
+def bspo_values(before: Counts, outcomes: Sequence[tuple[int, float]], distance: Mapping[int, float]) -> Counts:
+    """Forget once a problem, then take in every answer."""
+    after = dict(before)
+    for problem in {problem for problem, _ in outcomes}:
+        alpha, beta = before.get(problem, (0.5, 0.5))
+        rho = kept(distance[problem])
+        after[problem] = (rho * alpha, rho * beta)
+    for problem, reward in outcomes:
+        alpha, beta = after[problem]
+        after[problem] = (alpha + reward, beta + 1 - reward)
+    return after
+
+
+TRACKINGS: Mapping[str, Tracking] = {"spo": spo_values, "bspo": bspo_values}
+"""Of every method among the presets that keeps values."""
+
 REFERENCES: Mapping[str, Reference] = {
     "ppo_vanilla": ppo_vanilla,
     "reinforce_pp": reinforce_pp,
@@ -310,5 +375,7 @@ REFERENCES: Mapping[str, Reference] = {
     "lite_ppo": lite_ppo,
     "dapo": dapo,
     "prorl_v2": prorl_v2,
+    "spo": spo,
+    "bspo": bspo,
 }
 """Every method among the presets."""

@@ -18,7 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from anabranch.algo import value_tracker
 from anabranch.algo.groups import informative_groups
+from anabranch.algo.value_tracker import Prior
 from anabranch.batching.credit import assign_credit
 from anabranch.presets import PRESETS, load
 from anabranch.presets.published import Method
@@ -31,7 +33,7 @@ from anabranch.train.rl import teaches
 
 pytest.register_assert_rewrite("references")
 sys.path.insert(0, str(Path(__file__).parent))
-from references import REFERENCES, Answer  # noqa: E402
+from references import REFERENCES, TRACKINGS, Answer  # noqa: E402
 
 sys.path.remove(str(Path(__file__).parent))
 
@@ -67,6 +69,7 @@ def batches(draw: st.DrawFn) -> Batch:
     first_on_policy = draw(st.booleans())
     apart, astray = draw(st.sampled_from([0.5, 3.0])), draw(st.sampled_from([0.1, 2.0]))
     random = np.random.default_rng(draw(st.integers(0, 2**20)))
+    values = draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.9]), min_size=len(sizes), max_size=len(sizes)))
     groups = [group for group, size in enumerate(sizes) for _ in range(size)]
     answers, now = [], []
     for index, group in enumerate(groups):
@@ -83,6 +86,7 @@ def batches(draw: st.DrawFn) -> Batch:
                 old=tuple(old.tolist()),
                 engine=tuple((old + astray * random.standard_normal(length)).tolist()),
                 ref=tuple((old + apart * random.standard_normal(length)).tolist()),
+                value=values[group],
             )
         )
         now.append(tuple(current.tolist()))
@@ -160,6 +164,9 @@ def losses_of(recipe: Recipe, answers: list[Answer], now_M: Tensor, micro: list[
         max_new_tokens=LIMIT,
         kl_penalty_M=kl_estimator(algorithm.kl)(old_M, ref_M) if in_reward else None,
         minibatch_B=update_B,
+        value_B=torch.tensor([a.value for a in answers], dtype=torch.float64)
+        if algorithm.baseline == "tracker"
+        else None,
     )
     learns_B = teaches(credit, sequence_M, len(answers), everywhere=teaches_everywhere(algorithm))
     losses = []
@@ -237,7 +244,44 @@ def test_the_references_tell_the_methods_apart():
     gradients = {name: by_the_reference(name, both)[1] for name in REFERENCES}
     for name, gradient in gradients.items():
         for another, against in gradients.items():
+            if {name, another} == set(TRACKINGS):  # the same loss from other values: see below
+                continue
             assert name == another or gradient[0] != pytest.approx(against[0], rel=1e-3, abs=1e-6), (name, another)
+
+
+OUTCOMES = st.lists(st.tuples(st.integers(0, 4), st.sampled_from([0.0, 0.25, 1.0])), min_size=1, max_size=10)
+
+
+@pytest.mark.parametrize("name", TRACKINGS)
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(history=st.lists(OUTCOMES, min_size=1, max_size=4), distance=st.sampled_from([0.0, 0.004, 0.008, 0.02]))
+def test_a_method_keeps_its_published_values(name, history, distance):
+    tracker = load(name).algorithm.tracker
+    assert tracker.form == "beta"
+    prior = Prior(tracker.prior.value, tracker.prior.count)
+    state, counts = value_tracker.init("beta", [], [], 1), {}
+    for outcomes in history:
+        distances = {problem: distance * problem for problem in range(5)}
+        raw = value_tracker.forgetting(np.array([distances[p] for p, _ in outcomes]), tracker.d_half)
+        state = value_tracker.update(
+            state,
+            [str(problem) for problem, _ in outcomes],
+            [reward for _, reward in outcomes],
+            np.clip(raw, tracker.rho_min, tracker.rho_max),
+            prior=prior,
+            duplicates=tracker.duplicates,
+        )
+        counts = TRACKINGS[name](counts, outcomes, distances)
+    found = {int(key): pair for key, *pair in zip(state.keys, state.first_P, state.second_P, strict=True)}
+    assert found.keys() == counts.keys()
+    for problem, pair in counts.items():
+        assert found[problem] == pytest.approx(pair, rel=1e-12)
+
+
+def test_the_references_of_values_differ_where_a_problem_has_several_answers():
+    several = [(0, 1.0), (0, 0.0)]
+    assert TRACKINGS["spo"]({0: (2, 6)}, several, {0: 1.0}) == {0: (1.75, 6.25)}  # "spo" S15
+    assert TRACKINGS["bspo"]({0: (2, 6)}, several, {0: 1.0}) == {0: (2.75, 6.25)}
 
 
 OTHER_WAYS = (

@@ -11,17 +11,21 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 from anabranch.errors import RecipeError
+from anabranch.evaluation import offline
+from anabranch.modeling.forward import load_streaming
 from anabranch.modeling.tiny import character_tokenizer, tiny_llama
 from anabranch.presets import PRESETS, load
 from anabranch.recipe.overrides import apply
 from anabranch.recipe.schema import forms, item, nullable
 from anabranch.recipe.tree import Recipe
+from anabranch.tasks.base import open_task
 
 pytest.register_assert_rewrite("lab")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -67,12 +71,28 @@ def places(sums: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     for name, seed in (("model", 0), ("other", 9)):
         tiny_llama(len(tokenizer), hidden=16, layers=1, positions=256, seed=seed).save_pretrained(home / name)
         tokenizer.save_pretrained(home / name)
+    write_values(home, sums / "train.jsonl")
     return {
+        "VALUES": str(home / "values.json"),
         "OTHER_MODEL": str(home / "other"),
         "MODEL": str(home / "model"),
         "TRAIN": str(sums / "train.jsonl"),
         "HELD_OUT": str(sums / "held_out.jsonl"),
     }
+
+
+def write_values(home: Path, train: Path) -> None:
+    """Offline values of the training problems by the tiny model: right in 0 to 2 of 4 answers."""
+    recipe = apply(load("lite_ppo"), [placed(text, {"MODEL": str(home / "model"), "TRAIN": str(train)})
+                                      for text in SMALL])  # fmt: skip
+    model = load_streaming(recipe.model.source, torch.float32, torch.device("cpu"))
+    problems = open_task(recipe.data, recipe.answer).problems
+    records: list[Any] = [
+        {"key": problem.key, "value": float(sample < number % 3)}
+        for number, problem in enumerate(problems)
+        for sample in range(4)
+    ]
+    offline.write(home / "values.json", recipe, model, records)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +132,7 @@ def look(lab: Lab, places: dict[str, str]):
 
 def placed(text: str, places: dict[str, str]) -> str:
     """With the paths that the words in capitals stand for."""
-    return re.sub(r"\b(OTHER_MODEL|MODEL|TRAIN|HELD_OUT)\b", lambda match: places[match[0]], text)
+    return re.sub(r"\b(OTHER_MODEL|MODEL|TRAIN|HELD_OUT|VALUES)\b", lambda match: places[match[0]], text)
 
 
 @pytest.fixture(autouse=True)

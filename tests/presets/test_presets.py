@@ -18,7 +18,7 @@ from anabranch.rewards.overlong import DEFAULT_BUFFER
 from anabranch.tasks.base import open_task
 
 METHODS = [name for name, preset in PRESETS.items() if isinstance(preset, Method)]
-SEVERAL_UPDATES = ("gspo", "cispo", "dapo", "prorl_v2")
+SEVERAL_UPDATES = ("gspo", "cispo", "dapo", "prorl_v2", "spo", "bspo")
 
 # "lite_ppo" section 6: baseline, scale, whitening, ratio, (low, high), aggregation, (KL, coefficient)
 TABLE = {
@@ -32,9 +32,19 @@ TABLE = {
     "dapo": ("group_mean", "group_std", "none", "token", (0.2, 0.28), "token_mean", ("none", 0.0)),
     # "brorl" sections 14 and 15, the recommended defaults
     "prorl_v2": ("group_mean", "none", "trajectories", "token", (0.2, 0.28), "token_mean", ("loss_k2", 1e-4)),
+    # "spo" sections 4, 5 and 13
+    "spo": ("tracker", "none", "trajectories", "token", (0.2, 0.28), "token_mean", ("none", 0.0)),
+    "bspo": ("tracker", "none", "trajectories", "token", (0.2, 0.28), "token_mean", ("none", 0.0)),
 }
 # (dual clip, overlong, mismatch, dynamic sampling), where a method has one of them
-EXTRAS = {"dapo": (10.0, "soft", "none", True), "prorl_v2": (None, "stop_properly", "tis", True)}
+EXTRAS = {
+    "dapo": (10.0, "soft", "none", True),
+    "prorl_v2": (None, "stop_properly", "tis", True),
+    "spo": (10.0, "none", "none", False),
+    "bspo": (10.0, "none", "none", False),
+}
+SINGLE = {"spo": ("sampling", "rollout.prompts", "rollout.per_problem"), "bspo": ("sampling",)}
+"""What else such a method is: other problems, and one answer to each."""
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -50,7 +60,8 @@ def test_methods_are_the_rows_of_the_composition_table(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_differ_only_in_the_algorithm_dynamic_sampling_and_the_updates_per_batch(name):
     paths = [path for path, _, _ in difference(load(name), load("lite_ppo"))]
-    assert all(path.startswith(("algorithm.", "rollout.dynamic", "train.minibatches")) for path in paths)
+    own = ("algorithm.", "rollout.dynamic", "train.minibatches", *SINGLE.get(name, ()))
+    assert all(path.startswith(own) for path in paths)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -110,6 +121,27 @@ def test_prorl_v2_has_the_recommended_defaults():
     assert (a.kl.input_limit, a.kl.reset.every, a.kl.reset.moments) == (10.0, 300, "keep")
     assert (a.mismatch.low, a.mismatch.high, a.overlong.coef) == (0.5, 5.0, 0.0)
     assert (paper.optim.betas, paper.optim.weight_decay, paper.optim.grad_clip) == ((0.9, 0.95), 0.0, 1.0)
+
+
+def test_spo_has_the_sizes_of_its_paper():
+    paper, repeated = load("spo@paper"), load("bspo@paper")  # "spo" sections 3.2, 5, 6, 10.1 and 13
+    tracker, rollout = paper.algorithm.tracker, paper.rollout
+    assert (tracker.rho_min, tracker.rho_max, tracker.d_half, tracker.divergence) == (0.875, 0.96, 0.06, "abs")
+    assert (paper.sampling.kind, paper.sampling.eps, paper.sampling.gamma) == ("prioritised", 0.05, 0.0)
+    assert (rollout.prompts, rollout.per_problem, rollout.max_new_tokens, rollout.temperature) == (2048, 1, 16_384, 1)
+    assert (paper.optim.weight_decay, paper.optim.betas, paper.optim.grad_clip) == (0.01, (0.9, 0.999), 1.0)
+    assert (repeated.rollout.prompts, repeated.rollout.per_problem) == (256, 8)
+    assert paper.data.config == "en"
+    differs = {path for path, _, _ in difference(paper, repeated)}
+    assert differs == {"rollout.prompts", "rollout.per_problem", "algorithm.tracker.duplicates"}
+
+
+def test_S15_2048_answers_are_8_updates_in_one_pass():
+    for name in ("spo@paper", "bspo@paper"):
+        paper = load(name)
+        answers = paper.rollout.prompts * paper.rollout.per_problem
+        assert (answers, answers // paper.train.minibatches) == (2048, 256)
+        assert (paper.train.minibatches, paper.train.epochs) == (8, 1)
 
 
 def test_only_methods_have_the_scale_of_a_paper():
@@ -177,7 +209,8 @@ def test_every_method_runs_at_the_small_sizes_and_keeps_its_axes(method):
     recipe = small(load(method), f"name={method}")
     assert recipe.algorithm == load(method).algorithm
     changed = [path for path, _, _ in difference(recipe, load("small_sums"))]
-    assert all(path.startswith(("name", "algorithm.", "rollout.dynamic", "train.minibatches")) for path in changed)
+    own = ("name", "algorithm.", "rollout.dynamic", "train.minibatches", "sampling")
+    assert all(path.startswith(own) for path in changed)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -17,7 +17,24 @@ from anabranch.train import rl
 from anabranch.train.run import start
 from anabranch.train.trainer import Update
 
-METHODS = ("ppo_vanilla", "reinforce_pp", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "lite_ppo", "prorl_v2")
+METHODS = (
+    "ppo_vanilla",
+    "reinforce_pp",
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "lite_ppo",
+    "prorl_v2",
+    "spo",
+    "bspo",
+)
+SPO = (
+    "reward=[{term: accuracy, weight: 0.5}, {term: format, weight: 0.5}]",  # in [0, 1]
+    "rollout.prompts=16",
+    "rollout.per_problem=1",
+)
 GSM8K = Path(__file__).parents[2] / ".." / "shared" / "data" / "train" / "gsm8k_train.jsonl"
 
 
@@ -36,7 +53,7 @@ class Trained:
 def trained(request, make_recipe, tmp_path_factory) -> Trained:
     """Two RL steps of a method, with two optimizer steps each, or as many as the method has."""
     # Most answers of so few tokens are cut: with a reward of 0 for those hardly any group would differ.
-    changes = ("algorithm.overlong.coef=0.5",) if request.param == "prorl_v2" else ()
+    changes = {"prorl_v2": ("algorithm.overlong.coef=0.5",), "spo": SPO, "bspo": SPO[:1]}.get(request.param, ())
     recipe = make_recipe(*changes, preset=request.param)
     if recipe.train.minibatches == 1:
         recipe = recipe.but(train=recipe.train.but(minibatches=2))

@@ -48,6 +48,7 @@ def assign_credit(
     max_new_tokens: int,
     kl_penalty_M: Tensor | None = None,
     minibatch_B: Tensor | None = None,
+    value_B: Tensor | None = None,
 ) -> Credit:
     """Advantages and loss weights of one rollout batch.
 
@@ -65,18 +66,19 @@ def assign_credit(
             KL in the reward only.
         minibatch_B: int64 [B], which optimizer step each rollout goes to; each has denominators of its own. None: all
             go to one.
+        value_B: float [B], the value of each rollout's problem before the step, for the baseline "tracker" only.
 
     Raises:
         ShapeError: lengths differ, or an index is not usable.
-        ValueError: a reward is not finite, or `kl_penalty_M` is missing where the algorithm needs it, or given where it
-            does not.
+        ValueError: a reward is not finite, or `kl_penalty_M` or `value_B` is missing where the algorithm needs it, or
+            given where it does not.
     """
     check_flat(reward_B=reward_B, group_B=group_B, truncated_B=truncated_B)
     check_index("sequence_M", sequence_M, len(reward_B))
     _check_finite(reward_B)
     effect_M = _kl_in_reward(algorithm, reward_B, sequence_M, kl_penalty_M)
     length_B = torch.bincount(sequence_M, minlength=len(reward_B))
-    centred_B = reward_B - BASELINES[algorithm.baseline](reward_B, group_B)
+    centred_B = reward_B - _baseline(algorithm, reward_B, group_B, value_B)
     scale_B = SCALES[algorithm.scale](reward_B, centred_B, group_B, length_B, algorithm.std)
     advantage_B = divide(centred_B, scale_B)
     unclipped_M = WHITENINGS[algorithm.whiten](advantage_B, effect_M, sequence_M, algorithm.std)
@@ -100,6 +102,18 @@ def _check_finite(reward_B: Tensor) -> None:
                 "look for the reward term that returns it",
             )
         )
+
+
+def _baseline(algorithm: Algorithm, reward_B: Tensor, group_B: Tensor, value_B: Tensor | None) -> Tensor:
+    """What is subtracted from each reward, float [B]: made from the rewards, or known before them."""
+    if (algorithm.baseline == "tracker") != (value_B is not None):
+        found = "nothing" if value_B is None else "a tensor"
+        need = f"algorithm.baseline is {algorithm.baseline!r}"
+        raise ValueError(explain("value_B", found, need, "pass it with baseline tracker, and only then"))
+    if value_B is None:
+        return BASELINES[algorithm.baseline](reward_B, group_B)
+    check_flat(reward_B=reward_B, value_B=value_B)
+    return value_B
 
 
 def _kl_in_reward(algorithm: Algorithm, reward_B: Tensor, sequence_M: Tensor, kl_penalty_M: Tensor | None) -> Tensor:

@@ -106,6 +106,9 @@ def bench_recipe(
     ):
         if kind != "none":
             raise RecipeError(explain(f"algorithm.{name}.kind", kind, need, f"algorithm.{name}.kind=none"))
+    if recipe.tracks:
+        need = "a benchmark has no run in which values could be kept"
+        raise RecipeError(explain("algorithm.baseline", "tracker", need, "algorithm.baseline=none"))
     return recipe
 
 

@@ -127,6 +127,20 @@ def evaluation_recipe(
     return apply(base, [*([] if base.evaluation else ["evaluation={}"]), *asked, *overrides])
 
 
+def values(name: str, overrides: list[str], samples: int, out: Path | None) -> None:
+    """Sample offline values for a recipe's training problems. The folder is the same each time: it can be resumed.
+
+    Raises:
+        AnabranchError: no such model, no data, ...
+    """
+    recipe = apply(load(name), overrides)
+    folder = out or RUNS / f"values-{recipe.name}-{recipe.seed}"
+    print(f"values folder: {folder}")
+    from anabranch.evaluation.values_command import sample_values
+
+    sample_values(recipe, samples, folder)
+
+
 def show(name: str, overrides: list[str], against: str | None, explain_keys: bool) -> None:
     """Print a recipe, or how it differs from another.
 

@@ -138,6 +138,21 @@ def evaluate(
 
 
 @app.command()
+def values(
+    recipe: Name,
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers a problem.")] = 8,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of answers and values.json. Default: runs/values-NAME-SEED.")
+    ] = None,
+) -> None:
+    """Measure how often a model is right on each training problem: first values for algorithm.tracker."""
+    from anabranch.cli import commands
+
+    commands.values(recipe, overrides or [], samples, out)
+
+
+@app.command()
 def show(
     recipe: Name,
     overrides: Overrides = None,

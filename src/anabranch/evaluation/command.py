@@ -138,7 +138,7 @@ def _measure(
     asker = Asker(recipe, tokenizer, model)
     asker.check(data.problems)
     refused = _refused(data, gold)
-    wanted = _settings(recipe, settings, data, asker) | {"weights": weights_digest(model)}
+    wanted = settings_of(recipe, settings.samples, data.task, data.problems, asker) | {"weights": weights_digest(model)}
     place.begin(wanted, compute.model_dump(include={"device", "dtype", "threads"}), source)
     display.note(f"{source}: {compute.dtype} on {compute.device}, {compute.threads} threads")
     display.note(f"{data.task.name}: {len(data.problems)} problems, {settings.samples} answers each")
@@ -162,7 +162,7 @@ def _measure(
     }
 
 
-def _settings(recipe: Recipe, settings: Evaluation, data: _Data, asker: Asker) -> dict[str, Any]:
+def settings_of(recipe: Recipe, samples: int, task: Task, problems: Sequence[Problem], asker: Asker) -> dict[str, Any]:
     """Everything but the weights that decides the answers and their verdicts; what only decides the speed is left out.
 
     Device, dtype and threads are here as they were asked for: `auto` may be measured differently next time, so what it
@@ -170,17 +170,17 @@ def _settings(recipe: Recipe, settings: Evaluation, data: _Data, asker: Asker) -
     """
     rollout = recipe.rollout.model_dump(mode="json", exclude={"prompts", "per_problem"})
     return {
-        "evaluation.problems": len(data.problems),
-        "evaluation.samples": settings.samples,
+        "evaluation.problems": len(problems),
+        "evaluation.samples": samples,
         "seed": recipe.seed,
         **{f"rollout.{name}": value for name, value in rollout.items()},
         **{f"model.{name}": value for name, value in recipe.model.model_dump(exclude={"source"}).items()},
         "engine.max_rows": recipe.engine.max_rows,
         "engine.kv_gb": recipe.engine.kv_gb,
         "answer.timeout": recipe.answer.timeout,
-        "checker": repr(data.task.checker),
-        "problems": digest([problem.key for problem in data.problems]),
-        "prompts": digest([str(asker.prompt_tokens(problem)) for problem in data.problems]),
+        "checker": repr(task.checker),
+        "problems": digest([problem.key for problem in problems]),
+        "prompts": digest([str(asker.prompt_tokens(problem)) for problem in problems]),
         "stop tokens": list(asker.sampling.stop_tokens),
     }
 

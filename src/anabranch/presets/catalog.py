@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from anabranch.errors import RecipeError, explain
-from anabranch.presets import many_updates, methods
+from anabranch.presets import many_updates, methods, single_stream
 from anabranch.presets.published import PAPER, Method
 from anabranch.presets.quickstart import quickstart
 from anabranch.presets.small import small_sums
@@ -28,6 +28,8 @@ PRESETS: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
         "lite_ppo": methods.lite_ppo,
         "dapo": many_updates.dapo,
         "prorl_v2": many_updates.prorl_v2,
+        "spo": single_stream.spo,
+        "bspo": single_stream.bspo,
     }
 )
 """Every recipe that has a name, as it runs on a laptop. To add one: write a function that returns a recipe (a method of

@@ -19,6 +19,27 @@ class Uniform(Part):
     """How problems are drawn."""
 
 
+class Prioritised(Part):
+    """Problems that are sometimes right and sometimes wrong come more often (SPO): drawn by the weight
+    sqrt(v (1 - v)) / N^gamma + eps without replacement, anew each step.
+
+    v is how often a problem is answered right and N how many answers that is worth, see `algorithm.tracker`. If a step
+    takes more problems than there are, every one is drawn, and the rest by weight again.
+    """
+
+    kind: Literal["prioritised"] = "prioritised"
+    """How problems are drawn."""
+    eps: StrictFloat = Field(0.05, ge=0)
+    """Added to every weight, so that problems which are always right or always wrong are tried again."""
+    gamma: StrictFloat = Field(0.0, ge=0, le=1)
+    """How much a problem that is known from few answers is favoured. 0: not at all."""
+    pool: StrictInt | None = Field(None, ge=1)
+    """Each step draws from so many problems only, chosen at random anew. None: from all."""
+
+
+Sampler = Annotated[Uniform | Prioritised, Field(discriminator="kind")]
+
+
 class Dynamic(Part):
     """Dynamic sampling (DAPO): groups whose rewards are all exactly equal are dropped, and other problems drawn, until
     a step has `rollout.prompts` groups that differ.
@@ -132,6 +153,51 @@ class Mismatch(Part):
     """Upper bound (ProRLv2: 5; sequence_mask 1.002). None: none."""
 
 
+class Prior(Part):
+    """What is believed of a problem before its first visit, where there are no offline values."""
+
+    value: StrictFloat = Field(0.5, ge=0, le=1)
+    """Expected reward."""
+    count: StrictFloat = Field(1.0, gt=0)
+    """How many answers that belief is worth. Value 0.5 and count 1 are one half success and one half failure."""
+
+
+class Tracker(Part):
+    """The value of every problem, its expected reward, as a running estimate that forgets (SPO, arXiv:2509.13232).
+
+    Kept where `algorithm.baseline` is `tracker` or `sampling.kind` is `prioritised`. A visit keeps the share rho of the
+    old answers and adds the new ones; rho = 2^(-D / d_half), held within [rho_min, rho_max], where D is how far the
+    policy has moved since the problem's last answer was drawn. docs/spo.md tells paper and published code apart.
+    """
+
+    form: Literal["beta", "ema"] = "beta"
+    """What is kept of a problem. beta: counts of successes and failures, for rewards in [0, 1]. ema: a running mean and
+    what it is worth, for any rewards; the same baseline up to rounding where both can be had."""
+    rho_min: StrictFloat = Field(0.875, gt=0, lt=1)
+    """Least share that is kept. Offline values count as 1 / (1 - rho_min) answers."""
+    rho_max: StrictFloat = Field(0.96, gt=0, le=1)
+    """Largest share that is kept."""
+    d_half: StrictFloat = Field(0.06, gt=0)
+    """D at which half would be kept. 0.06 belongs to divergence abs."""
+    divergence: Literal["abs", "k1", "k2", "k3", "constant"] = "abs"
+    """D from the log-probs of a problem's last answer, then and now, mean over its tokens. abs: |then - now|, the
+    published code. k1, k2, k3: estimates of KL(then || now). constant: rho is rho_min, nothing is scored."""
+    when: Literal["before_update", "after_update"] = "before_update"
+    """Which weights D compares. before_update: those that drew the last answer and those of this step's start; one
+    extra pass over last answers. after_update: those after that step's updates and after this one's; two extra passes
+    (the published code)."""
+    duplicates: Literal["joint", "last"] = "joint"
+    """A problem with several answers in a step. joint: it forgets once and takes in all of them. last: only the last
+    answer is taken in (the published code)."""
+    prior: Prior = Prior()
+    """Of problems before their first visit."""
+    values: str | None = Field(None, min_length=1)
+    """Offline values in place of the prior: the file that `anabranch values` wrote, relative to the working directory.
+    None: every problem starts from the prior."""
+    smoothing: StrictFloat = Field(0.5, ge=0)
+    """Offline values: (right + smoothing) / (samples + 2 smoothing). 0.5: the published code. 0: the paper."""
+
+
 class Overlong(Part):
     """What happens to answers that were cut at the length limit."""
 
@@ -147,8 +213,10 @@ class Overlong(Part):
 class Algorithm(Part):
     """A point in the space of independent axes. Methods differ only in these values."""
 
-    baseline: Literal["none", "group_mean", "leave_one_out", "batch_mean"] = "group_mean"
-    """What is subtracted from the reward."""
+    baseline: Literal["none", "group_mean", "leave_one_out", "batch_mean", "tracker"] = "group_mean"
+    """What is subtracted from the reward. tracker: the value of the problem as it was before the step."""
+    tracker: Tracker = Tracker()
+    """How the value of every problem is tracked."""
     scale: Literal["none", "group_std", "batch_std_raw", "batch_std_centred", "token_std"] = "group_std"
     """What the centred reward is divided by; `token_std` weights every answer with its length."""
     std: Literal["unbiased", "population"] = "unbiased"

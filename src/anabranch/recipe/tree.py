@@ -15,9 +15,13 @@ from anabranch.recipe.method import (
     Kl,
     Mismatch,
     Overlong,
+    Prior,
+    Prioritised,
     Reset,
     RolloutSettings,
+    Sampler,
     TorchEngine,
+    Tracker,
     Uniform,
 )
 from anabranch.recipe.part import Part
@@ -62,6 +66,8 @@ __all__ = [
     "Optim",
     "Overlong",
     "Part",
+    "Prior",
+    "Prioritised",
     "Probes",
     "Prompt",
     "ReasoningGym",
@@ -70,9 +76,11 @@ __all__ = [
     "Reward",
     "RewardTerm",
     "RolloutSettings",
+    "Sampler",
     "Save",
     "Sft",
     "TorchEngine",
+    "Tracker",
     "Train",
     "Uniform",
 ]
@@ -97,7 +105,7 @@ class Recipe(Part):
     """How a question becomes a chat prompt."""
     answer: Answer = Answer()
     """How a final answer is found and compared."""
-    sampling: Uniform = Uniform()
+    sampling: Sampler = Uniform()
     """Which problems come next."""
     rollout: RolloutSettings = RolloutSettings()
     """How many answers are sampled, and how."""
@@ -121,6 +129,11 @@ class Recipe(Part):
     """Checkpoints."""
     probes: Probes = Probes()
     """Checks at the start of a run."""
+
+    @property
+    def tracks(self) -> bool:
+        """Whether the value of every problem is kept."""
+        return self.algorithm.baseline == "tracker" or isinstance(self.sampling, Prioritised)
 
     @model_validator(mode="after")
     def _whole(self) -> Recipe:

@@ -95,9 +95,49 @@ def _registry() -> Iterable[Metric]:
             "Answers whose every token has advantage exactly 0 in the loss: without a KL loss or an entropy bonus they "
             "teach nothing (and count as denominator).",
         ),
-        ("dead_groups", "share", "Groups whose rewards are all the same."),
+        ("dead_groups", "share", "Groups whose rewards are all the same. Only with several answers a problem."),
         ("dead_groups_right", "share", "Of all groups, those dead with every answer correct: too easy."),
         ("dead_groups_wrong", "share", "Of all groups, those dead with no answer correct: too hard."),
+    )
+    yield from _group(
+        "values",
+        (
+            "value_mean",
+            "reward",
+            "Tracked value of the problem (expected reward), as it was before the step, mean over answers. All numbers "
+            "of this group: only where values are tracked (`algorithm.tracker`).",
+        ),
+        ("value_count", "answers", "How many answers such a value is worth (alpha + beta), mean over the problems."),
+        ("first_visits", "share", "Problems of the step that were never visited before."),
+        (
+            "divergence",
+            "nats",
+            "D: how far the policy moved since a problem's last visit, by the recipe's estimator; mean over those "
+            "problems of the step that were visited before. Only where there is one. Not with divergence `constant`.",
+        ),
+        ("rho", "share", "What a visit keeps of the old answers, mean over the problems of the step."),
+        ("rho_low", "share", "Problems of the step whose rho was held at `rho_min`. Not with divergence `constant`."),
+        ("rho_high", "share", "Those whose rho was held at `rho_max` (every first visit). Not with `constant`."),
+        (
+            "calibration_error",
+            "reward",
+            "|predicted - observed| of each decile below, mean over answers. It has a floor: few answers are noisy.",
+        ),
+        (
+            "predicted/<decile>",
+            "reward",
+            "Mean value, before the step, over answers to problems whose value is in this tenth: `0` is [0, 0.1), "
+            "`9` is [0.9, 1]. Only for tenths that were drawn.",
+        ),
+        ("observed/<decile>", "reward", "Mean reward of the same answers."),
+        ("drawn/<decile>", "share", "Problems of the step whose value is in this tenth: what the step was about."),
+        ("problems/<decile>", "share", "All training problems, likewise: what there was to draw from."),
+        (
+            "draw_spread",
+            "share",
+            "Over how many problems a draw by weight is spread, 1 / sum p^2, of all. Only with `sampling.kind` "
+            "`prioritised`.",
+        ),
     )
     yield from _group(
         "policy",

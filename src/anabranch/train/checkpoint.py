@@ -3,6 +3,7 @@
     checkpoints/step-000023/
         model/                 float32 master weights, config, tokenizer: `from_pretrained` loads it as it is
         optimizer.safetensors  AdamW's moments
+        values.safetensors     what is known of every problem, where that is tracked
         state.json             the run's explicit state, and the size of every log at this moment
         manifest.json          size and BLAKE2b hash of every file above
 
@@ -28,8 +29,10 @@ from anabranch.errors import CheckpointError, explain
 from anabranch.modeling.files import os_errors
 from anabranch.tracking.checkpoints import MANIFEST, complete, fingerprint, verify
 from anabranch.train.optimizer import MasterOptimizer
+from anabranch.train.values import Values
 
 _PARTIAL = ".partial-"
+VALUES = "values.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Checkpoint:
     def model_folder(self) -> Path:
         """What `transformers` loads."""
         return self.path / "model"
+
+    @property
+    def values(self) -> Values | None:
+        """What was known of every problem; None: nothing was tracked."""
+        return Values.load(self.path / VALUES) if (self.path / VALUES).is_file() else None
 
     def restore(self, optimizer: MasterOptimizer) -> None:
         """Load masters and moments, exactly as they were; the compute weights follow."""
@@ -62,6 +70,7 @@ def save(
     state: Mapping[str, Any],
     log_sizes: Mapping[str, int],
     keep: int,
+    values: Values | None = None,
 ) -> Path:
     """Write checkpoint `number` and remove all but the `keep` newest.
 
@@ -76,6 +85,8 @@ def save(
         with os_errors():
             save_model(partial / "model", model, tokenizer, optimizer.master_state())
             save_file(optimizer.state_dict(), partial / "optimizer.safetensors")
+            if values is not None:
+                values.save(partial / VALUES)
         _write_json(partial / "state.json", {"number": number, "state": dict(state), "log_sizes": dict(log_sizes)})
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         for path in files:  # safetensors makes files that only their owner may read

@@ -14,11 +14,12 @@ from anabranch.algo.groups import informative_groups
 from anabranch.errors import StarvationError, explain
 from anabranch.recipe.tree import Dynamic
 from anabranch.records import Reason
-from anabranch.sampling.uniform import UniformState, draw, draw_others
+from anabranch.sampling.uniform import UniformState, draw_others
+from anabranch.train import tracked
 from anabranch.train.clock import Clock
 from anabranch.train.experience import Dropped, Experience, Group, experience_of_groups, gather, group_records
 from anabranch.train.session import Session
-from anabranch.train.state import RunState
+from anabranch.train.state import RunState, SamplerState
 
 SUSPECT = 0.25
 """From this share on, a cause of starvation is named with what helps against it."""
@@ -40,7 +41,7 @@ class Filled:
     """After all that was drawn."""
 
 
-def collect(session: Session, state: RunState, clock: Clock) -> tuple[Experience, UniformState]:
+def collect(session: Session, state: RunState, clock: Clock) -> tuple[Experience, SamplerState]:
     """Judged answers to the next problems, and the sampler after them.
 
     Raises:
@@ -53,8 +54,9 @@ def collect(session: Session, state: RunState, clock: Clock) -> tuple[Experience
         return gather(session, [session.task.problems[index] for index in indices], state.step, clock)
 
     if dynamic is None:
-        indices, sampler = draw(state.sampler, prompts)
-        return answer(indices.tolist()), sampler
+        indices, sampler = tracked.draw_problems(session, state, prompts)
+        return tracked.with_values(session, state.values, answer(indices)), sampler
+    assert isinstance(state.sampler, UniformState)  # a recipe with dynamic sampling draws uniformly
     filled = fill(dynamic, prompts, state.sampler, answer)
     if len(filled.kept) < prompts:
         _keep_for_the_reader(session, filled, state.step + 1)

@@ -56,6 +56,8 @@ class Experience:
     """int64 [N]: which answer a trained token belongs to."""
     dropped: Dropped | None = None
     """What was sampled beside it; None: no dynamic sampling."""
+    value_B: Tensor | None = None
+    """float64 [B]: the value of each answer's problem before the step; None: no values are tracked."""
 
     @property
     def reward_B(self) -> Tensor:

@@ -12,10 +12,10 @@ from typing import Any
 
 from anabranch.errors import RunFolderError, explain
 from anabranch.modeling.devices import return_free_memory
-from anabranch.recipe.tree import Optim, Recipe
-from anabranch.sampling import uniform
+from anabranch.recipe.tree import Optim, Prioritised, Recipe
+from anabranch.sampling import prioritised, uniform
 from anabranch.tasks.base import derived_seed
-from anabranch.train import checkpoint, probes, reference, resets
+from anabranch.train import checkpoint, probes, reference, resets, tracked
 from anabranch.train.clock import Clock
 from anabranch.train.held_out import evaluate
 from anabranch.train.optimizer import learning_rate
@@ -64,16 +64,19 @@ def plan(session: Session, cold_examples: Sequence[Example], file_examples: Sequ
 
 def start_of(session: Session, stages: Sequence[Stage], number: int, before: RunState | None) -> RunState:
     """The state in which a stage begins."""
-    stage = stages[number]
+    stage, recipe = stages[number], session.recipe
+    in_rl = stage.name == "rl"
+    init = prioritised.init if in_rl and isinstance(recipe.sampling, Prioritised) else uniform.init
     return RunState(
         stage=number,
         step=0,
         total=before.total if before else 0,
         version=before.version if before else 0,
-        sampler=uniform.init(stage.pool, derived_seed(stage.name, session.recipe.seed)),
+        sampler=init(stage.pool, derived_seed(stage.name, recipe.seed)),
         barren=0,
         seconds=0.0,
         data=session.data_hash,
+        values=tracked.begin(recipe.algorithm.tracker, session.offline) if in_rl and recipe.tracks else None,
     )
 
 
@@ -206,6 +209,7 @@ def save(session: Session, state: RunState) -> None:
         state=state.to_json(),
         log_sizes=session.folder.commit(),
         keep=session.recipe.save.keep,
+        values=state.values,
     )
     if session.reference is not None:
         needed = {state.reference.step, *map(reference_step, checkpoint.states(session.folder.paths.checkpoints))}

@@ -72,12 +72,6 @@ def _rewards(experience: Experience, lesson: Lesson) -> Record:
     reasons = Counter(score.verdict.reason for score in scores)
     correct_B = torch.tensor([score.verdict.reason is Reason.CORRECT for score in scores])
     reward_B, group_B = experience.reward_B, experience.group_B
-    dead_G = ~informative_groups(reward_B, group_B)
-    num_correct_G = sum_by(group_B, correct_B.double(), len(dead_G))
-
-    def share(which_G: Tensor) -> float:
-        return float(which_G.double().mean())
-
     stats = lesson.credit.stats
     return {
         "reward": float(reward_B.mean()),
@@ -86,8 +80,24 @@ def _rewards(experience: Experience, lesson: Lesson) -> Record:
         **{f"verdict/{reason}": reasons[reason] / size for reason in Reason},
         "reward_std": stats["sigma_group"],
         "sigma_batch": stats["sigma_batch"],
+        **_dead_groups(reward_B, group_B, correct_B),
+    }
+
+
+def _dead_groups(reward_B: Tensor, group_B: Tensor, correct_B: Tensor) -> Record:
+    """Groups that agree; nothing where every group is a single answer, which cannot but agree."""
+    sizes_G = group_sizes(group_B)
+    if int(sizes_G.max()) == 1:
+        return {}
+    dead_G = ~informative_groups(reward_B, group_B)
+    num_correct_G = sum_by(group_B, correct_B.double(), len(dead_G))
+
+    def share(which_G: Tensor) -> float:
+        return float(which_G.double().mean())
+
+    return {
         "dead_groups": share(dead_G),
-        "dead_groups_right": share(dead_G & (num_correct_G == group_sizes(group_B))),
+        "dead_groups_right": share(dead_G & (num_correct_G == sizes_G)),
         "dead_groups_wrong": share(dead_G & (num_correct_G == 0)),
     }
 

@@ -1,6 +1,7 @@
 """One RL step, the part to read aloud:
 
-draw problems -> sample answers, judging each as it finishes -> credit -> pack -> score -> update -> observe.
+draw problems -> sample answers, judging each as it finishes -> credit -> pack -> score -> update -> what is known of
+each problem -> observe.
 
 No line here asks which algorithm it is. Letters: B answers of the step, M trained tokens of a row, N of the step.
 """
@@ -18,7 +19,7 @@ from anabranch.batching.pack import Row, pack
 from anabranch.modeling.devices import return_free_memory
 from anabranch.recipe.tree import Algorithm
 from anabranch.tracking.rollouts import RolloutRecord
-from anabranch.train import probes, resets
+from anabranch.train import probes, resets, tracked
 from anabranch.train.clipped import log_clipped
 from anabranch.train.clock import Clock
 from anabranch.train.dynamic import collect
@@ -39,10 +40,13 @@ def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dic
     session.engine.rest()
     return_free_memory()
     lesson = prepare(session, experience, clock)
+    look = tracked.look_before(session, state.values, experience, lesson, clock)
     updates = learn(session, lesson, lr, clock)
+    values, outcomes = tracked.revise(session, state.values, experience, lesson, updates, look, clock)
     log_clipped(session, state, lesson, updates)
     barren = probes.barren_after(state, lesson.credit, updates)
     record = rl_record(session.recipe, state, experience, lesson, updates, lr, {**session.engine.times}, clock)
+    record.update(outcomes)
     after = replace(
         state,
         step=state.step + 1,
@@ -51,6 +55,7 @@ def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dic
         sampler=sampler,
         barren=barren,
         reference=resets.after_step(state.reference, record),
+        values=values,
     )
     session.engine.load_weights(after.version)
     return after, record, answer_records(session, experience, after.step)
@@ -83,6 +88,7 @@ def prepare(learner: Learner, experience: Experience, clock: Clock) -> Lesson:
             max_new_tokens=recipe.rollout.max_new_tokens,
             kl_penalty_M=penalty_N,
             minibatch_B=minibatch_B,
+            value_B=experience.value_B if recipe.algorithm.baseline == "tracker" else None,
         )
         everywhere = teaches_everywhere(recipe.algorithm)
         learns_B = teaches(credit, experience.sequence_N, len(graphs), everywhere=everywhere)

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from anabranch.engines.torch_engine import TorchEngine
 from anabranch.errors import AnabranchError, DataError, RunFolderError, explain
+from anabranch.evaluation import offline
 from anabranch.evaluation.held_out import held_out_problems
+from anabranch.evaluation.offline import OfflineValues
 from anabranch.modeling.devices import choose_device, choose_dtype, full_determinism, set_threads, settle
 from anabranch.modeling.forward import load_streaming
 from anabranch.modeling.load import load_tokenizer, prepare
@@ -45,7 +47,7 @@ def start(recipe: Recipe, path: Path) -> None:
     Raises:
         AnabranchError: a mistake in the recipe, the data or the model, a probe that failed, a full disk, ...
     """
-    data = _RunData(recipe)
+    data = _RunData(recipe, fresh=True)
     recipe = recipe.model_copy(update={"model": settle(recipe.model)})
     with RunFolder.create(path, to_yaml(recipe), recipe.name) as folder:
         try:
@@ -70,7 +72,7 @@ def resume(path: Path, steps: int | None, seconds: float | None = None) -> None:
         recipe = from_yaml(folder.recipe_yaml())
         found = checkpoint.latest(folder.paths.checkpoints)
         longer = _longer(recipe, steps, seconds)
-        data = _RunData(longer)
+        data = _RunData(longer, fresh=found is None)
         if found is not None:
             check_same_data(found.state, data.hash)
         if longer != recipe:
@@ -99,11 +101,15 @@ def _longer(recipe: Recipe, steps: int | None, seconds: float | None) -> Recipe:
 class _RunData:
     """Problems and examples of a run, all read and checked.
 
+    Args:
+        recipe: what is read.
+        fresh: from the beginning, so that offline values are needed; a checkpoint has its own.
+
     Raises:
         DataError: something cannot be read, or there are too few held-out problems.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, *, fresh: bool) -> None:
         self.task = self.held_task = open_task(recipe.data, recipe.answer)
         self.held_out: tuple[Problem, ...] = ()
         if recipe.evaluation is not None:
@@ -111,10 +117,25 @@ class _RunData:
             self.task = _without(self.task, self.held_out)
             if recipe.evaluation.data is None:
                 self.held_task = self.task
+        self.offline = _offline_values(recipe, self.task) if fresh else None
         self.cold = [Example(p, worked_answer(p)) for p in self.task.problems] if recipe.cold_start else []
         self.file = _examples(recipe.sft, self.held_out) if recipe.sft else []
         keys = [problem.key for problem in (*self.task.problems, *self.held_out)]
         self.hash = problem_key(*keys, *(example.solution for example in (*self.cold, *self.file)))
+
+
+def _offline_values(recipe: Recipe, task: Task) -> OfflineValues | None:
+    """Where tracked values start, if the recipe names a file.
+
+    Raises:
+        DataError: it is no such file, or belongs to other problems.
+    """
+    path = recipe.algorithm.tracker.values
+    if path is None or not recipe.tracks:
+        return None
+    found = offline.read(path)
+    found.check_problems(recipe, task.problems)
+    return found
 
 
 def _without(task: Task, held_out: Sequence[Problem]) -> Task:
@@ -155,8 +176,22 @@ def _run(recipe: Recipe, data: _RunData, folder: RunFolder, found: checkpoint.Ch
         check_lengths(session, [*data.cold, *data.file])
         state = None
         if found is not None:
-            state = RunState.from_json(found.state, [stage.pool for stage in stages], data.hash)
+            state = RunState.from_json(found.state, [stage.pool for stage in stages], data.hash, found.values)
+        if data.offline is not None:
+            _check_model(session, data.offline)
         _say_what_was(session, loop.run(session, stages, state))
+
+
+def _check_model(session: Session, values: OfflineValues) -> None:
+    """Offline values are of this model. A run that goes on has them in its checkpoint, with other weights.
+
+    Raises:
+        DataError: they are of another one.
+    """
+    values.check_model(session.model, session.recipe.model.source)
+    otherwise = values.sampled_otherwise(session.recipe)
+    if otherwise:
+        session.display.note(f"{values.path}: sampled otherwise than training does: {otherwise}")
 
 
 @contextmanager
@@ -189,6 +224,7 @@ def _session(
             held_out=data.held_out,
             judge=judge,
             held_judge=held_judge,
+            offline=data.offline,
             tokenizer=tokenizer,
             model=model,
             optimizer=optimizer,

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from anabranch.engines.requests import Asker
 from anabranch.engines.torch_engine import TorchEngine
 from anabranch.evaluation.held_out import sample_and_judge
+from anabranch.evaluation.offline import OfflineValues
 from anabranch.recipe.tree import Recipe
 from anabranch.records import Problem, Request, Rollout, Verdict
 from anabranch.tasks.base import Task
@@ -51,6 +52,8 @@ class Session(Learner):
     judge: Judge
     held_judge: Judge
     """Of the held-out problems; the same unless they come from other data."""
+    offline: OfflineValues | None = None
+    """Where the values of all problems start; None: at the prior, or values are not tracked."""
     pending_times: dict[str, float] = field(default_factory=dict)
     """Seconds of saving and evaluating, for the next step's record."""
     probed: bool = False

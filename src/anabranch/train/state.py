@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from anabranch.errors import CheckpointError, explain
-from anabranch.sampling import uniform
+from anabranch.sampling import prioritised, uniform
+from anabranch.sampling.prioritised import PriorityState
 from anabranch.sampling.uniform import UniformState
 from anabranch.train.resets import ReferenceState
+from anabranch.train.values import Values
+
+SamplerState = UniformState | PriorityState
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class RunState:
     """Finished steps over all stages; numbers the checkpoints."""
     version: int
     """Optimizer steps taken since the start of the run: the policy version."""
-    sampler: UniformState
+    sampler: SamplerState
     """Which examples or problems of the current stage come next."""
     barren: int
     """RL steps in a row, from the first one on, in which nothing could be learned; -1 once one could (see `probes`)."""
@@ -32,19 +36,26 @@ class RunState:
     """Hash of the identities of all problems and of all worked examples: a resumed run must have the very same ones."""
     reference: ReferenceState = ReferenceState()
     """Which weights a KL term compares with, and what may bring its next reset."""
+    values: Values | None = field(default=None, compare=False)
+    """What is known of every problem; None: it is not tracked. Too large for JSON: see `values.save`."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, exact."""
-        return asdict(self)
+        """Plain JSON types, exact; all but `values`."""
+        stored = asdict(replace(self, values=None))
+        del stored["values"]
+        return stored
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any], pools: Sequence[int], data: str) -> RunState:
+    def from_json(
+        cls, stored: Mapping[str, Any], pools: Sequence[int], data: str, values: Values | None = None
+    ) -> RunState:
         """The inverse of `to_json`.
 
         Args:
             stored: what `to_json` gave.
             pools: how many problems or examples each stage draws from now.
             data: hash of the problems now.
+            values: which is not in `stored`.
 
         Raises:
             CheckpointError: the state is of another number of stages, or of other problems.
@@ -59,9 +70,10 @@ class RunState:
                     "resume with the recipe that the run was started with",
                 )
             )
-        sampler = uniform.from_json(stored["sampler"], pools[stored["stage"]])
+        read = prioritised.from_json if "draws" in stored["sampler"] else uniform.from_json
+        sampler = read(stored["sampler"], pools[stored["stage"]])
         reference = ReferenceState(**stored.get("reference", {}))  # a checkpoint may be older than the schedule
-        return cls(**{**stored, "sampler": sampler, "reference": reference})
+        return cls(**{**stored, "sampler": sampler, "reference": reference, "values": values})
 
 
 def reference_step(stored: Mapping[str, Any]) -> int:

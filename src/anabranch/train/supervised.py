@@ -13,7 +13,7 @@ from anabranch.engines.requests import TEMPLATE_MARGIN
 from anabranch.errors import DataError, explain
 from anabranch.modeling.load import context_length
 from anabranch.records import Problem, Segment, StreamGraph
-from anabranch.sampling.uniform import draw
+from anabranch.sampling.uniform import UniformState, draw
 from anabranch.tracking.memory import peak_rss_mb
 from anabranch.tracking.rollouts import RolloutRecord
 from anabranch.train.clock import Clock
@@ -64,6 +64,7 @@ def supervised_step(
     """One optimizer step on the next `batch` examples; returns the new state, the step's record, and no answers."""
     clock = Clock()
     with clock.phase("pack"):
+        assert isinstance(state.sampler, UniformState)  # only RL draws by value
         indices, sampler = draw(state.sampler, batch)
         chosen = [examples[index] for index in indices]
         graphs = [example_graph(session, example) for example in chosen]
