@@ -31,6 +31,17 @@ class StopReason(StrEnum):
     EOS = "eos"
     STOP_STRING = "stop_string"
     LENGTH = "length"
+    DONE = "done"
+    """Its environment ended it."""
+    TURNS = "turns"
+    """It had as many turns as it may have."""
+    ENVIRONMENT_TIMEOUT = "environment_timeout"
+    ENVIRONMENT_CRASH = "environment_crash"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was not the model's doing: its environment hung or broke."""
+        return self in (StopReason.ENVIRONMENT_TIMEOUT, StopReason.ENVIRONMENT_CRASH)
 
 
 class Reason(StrEnum):
@@ -44,6 +55,8 @@ class Reason(StrEnum):
     MALFORMED = "malformed"
     TIMEOUT = "timeout"
     CRASH = "crash"
+    ENVIRONMENT = "environment"
+    """The environment that the rollout acted in hung or broke: the answer was not judged."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +262,21 @@ class Request:
     seed: int
     step: int
     first_sample: int = 0
+    hold: bool = False
+    """An answer that stops before the limit of its tokens is kept ready to go on, see `engines.base.Stream`."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """Which rollout of a run: no two have the same."""
+
+    problem_key: str
+    step: int
+    """In which it was begun: `Request.step`."""
+    sample: int
+
+    def __str__(self) -> str:
+        return f"{self.problem_key} (sample {self.sample} of step {self.step})"
 
 
 @dataclass(frozen=True)
@@ -259,8 +287,23 @@ class Rollout:
     sample: int
     graph: StreamGraph
     text: str
-    """The answer, decoded without special tokens."""
+    """What the model wrote, decoded without special tokens: what is judged. Observations are left out."""
     stop: StopReason
+    step: int = 0
+    """In which it was begun: `Request.step`."""
+    transcript: str | None = None
+    """The whole answer with observations, decoded. None: there are none, and it is `text`."""
+    turns: int = 1
+    """How often the model had the word."""
+    reward: float | None = None
+    """Of its environment, in [0, 1]. None: the task's checker judges `text`."""
+    failure: str = ""
+    """For people: what was wrong with its environment, if `stop.failed`."""
+
+    @property
+    def name(self) -> Name:
+        """Which rollout of the run it is."""
+        return Name(self.problem_key, self.step, self.sample)
 
     @property
     def prompt_tokens(self) -> Int32:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anabranch.engines.kv_cache import ROW_BUCKET, TOKEN_BUCKET, KvCache
+from anabranch.engines.kv_cache import ROW_BUCKET, TOKEN_BUCKET, KvCache, Stored
 from anabranch.modeling.forward import round_up
 
 LAYERS, H, G, D = 2, 2, 3, 4
@@ -48,7 +48,7 @@ class Pair:
     def add_prompt(self, length: int) -> int:
         number, self.next_prompt = self.next_prompt, self.next_prompt + 1
         keys, values = self.random(LAYERS, H, length, D), self.random(LAYERS, H, length, D)
-        self.cache.add_prompt(number, list(keys), list(values))
+        self.cache.add_prompt(number, Stored(list(keys), list(values)))
         self.prompts[number] = (keys, values)
         return number
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from anabranch.engines.kv_cache import KvCache
+from anabranch.engines.kv_cache import KvCache, Stored
 from anabranch.modeling.attention import NAME, hidden_states
 from anabranch.modeling.decoding import DecodeWeights
 from anabranch.modeling.fused import fuse
@@ -53,7 +53,7 @@ def filled(model, rows: int, dtype: torch.dtype) -> KvCache:
     cache = KvCache(layers=2, dtype=dtype, device=torch.device("cpu"))
     for prompt, length in ((0, 3), (1, 5)):
         keys, values = ([torch.randn(2, length, 8, generator=rng).to(dtype) for _ in range(2)] for _ in range(2))
-        cache.add_prompt(prompt, keys, values)
+        cache.add_prompt(prompt, Stored(keys, values))
     for row in range(rows):
         cache.add_row(row % 2)
     return cache

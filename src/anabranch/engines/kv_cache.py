@@ -11,6 +11,7 @@ H key-value heads, G query heads a key-value head, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,6 +38,18 @@ def stored_tokens(prompts: int, longest_prompt: int, rows: int, longest_answer: 
     return prompts * round_up(longest_prompt, TOKEN_BUCKET) + round_up(rows, ROW_BUCKET) * round_up(
         longest_answer, TOKEN_BUCKET
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Keys and values of one prompt, or of one answer's own tokens, outside the cache: [H, T, D] for every layer."""
+
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+
+    def __len__(self) -> int:
+        """T."""
+        return self.keys[0].shape[1]
 
 
 class _Store:
@@ -70,6 +83,17 @@ class _Store:
             for arrays in (self.keys, self.values):
                 for layer in range(self._layers):  # one layer at a time: never two copies of the whole store
                     arrays[layer] = torch.nn.functional.pad(arrays[layer], more)
+
+    def copy(self, item: int, tokens: int) -> Stored:
+        """The first so many tokens of an item."""
+        parts = [[array[item, :, :tokens].clone() for array in arrays] for arrays in (self.keys, self.values)]
+        return Stored(*parts)
+
+    def put(self, item: int, stored: Stored) -> None:
+        """The inverse of `copy`; there is room."""
+        for arrays, parts in ((self.keys, stored.keys), (self.values, stored.values)):
+            for array, part in zip(arrays, parts, strict=True):
+                array[item, :, : part.shape[1]] = part
 
     def move(self, source: int, target: int) -> None:
         """Overwrite item `target` with item `source`."""
@@ -110,18 +134,21 @@ class KvCache:
         self._prompts.fit(*self._expected)
         self._own.fit(round_up(self.num_rows, ROW_BUCKET), round_up(max(self._row_lengths, default=1), TOKEN_BUCKET))
 
-    def add_prompt(self, prompt: int, keys_HPD: Sequence[Tensor], values_HPD: Sequence[Tensor]) -> None:
-        """Store a prompt under an id, one array [H, P, D] a layer."""
+    def add_prompt(self, prompt: int, stored: Stored) -> None:
+        """Store a prompt under an id."""
         slot = len(self._prompt_ids)
-        heads, length, size = keys_HPD[0].shape
+        heads, length, size = stored.keys[0].shape
         count, tokens = self._expected
         self._prompts.reserve(max(slot + 1, count), max(round_up(length, TOKEN_BUCKET), tokens), heads, size)
-        for layer, (key, value) in enumerate(zip(keys_HPD, values_HPD, strict=True)):
-            self._prompts.keys[layer][slot, :, :length] = key
-            self._prompts.values[layer][slot, :, :length] = value
+        self._prompts.put(slot, stored)
         self._prompt_ids.append(prompt)
         self._prompt_lengths.append(length)
         self._stale = True
+
+    def copy_prompt(self, prompt: int) -> Stored:
+        """What is stored of a prompt."""
+        slot = self._prompt_ids.index(prompt)
+        return self._prompts.copy(slot, self._prompt_lengths[slot])
 
     def remove_prompt(self, prompt: int) -> None:
         """Forget a prompt that no row refers to any more."""
@@ -134,12 +161,21 @@ class KvCache:
             values.pop()
         self._stale = True
 
-    def add_row(self, prompt: int) -> None:
-        """Start an answer to a stored prompt; it becomes the last row."""
+    def add_row(self, prompt: int, own: Stored | None = None) -> None:
+        """Start an answer to a stored prompt, or go on with one that was copied; it becomes the last row."""
         assert prompt in self._prompt_ids
+        if own is not None:
+            heads, length, size = own.keys[0].shape
+            rows = round_up(self.num_rows + 1, ROW_BUCKET)
+            self._own.reserve(rows, round_up(length + 1, TOKEN_BUCKET), heads, size)
+            self._own.put(self.num_rows, own)
         self._row_prompts.append(prompt)
-        self._row_lengths.append(0)
+        self._row_lengths.append(0 if own is None else len(own))
         self._stale = True
+
+    def copy_row(self, row: int) -> Stored:
+        """What is stored of an answer's own tokens: at least one."""
+        return self._own.copy(row, self._row_lengths[row])
 
     def remove_row(self, row: int) -> None:
         """End a row; the last row takes its place."""
