@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from anabranch.cli.bench import bench
 from anabranch.cli.model import model
+from anabranch.cli.simulate import simulate
 from anabranch.errors import AnabranchError
 
 USER_ERROR = 2
@@ -257,6 +258,7 @@ def doctor() -> None:
 
 app.add_typer(bench)
 app.add_typer(model)
+app.add_typer(simulate)
 
 
 def _with(overrides: list[str] | None, **options: float | None) -> list[str]:

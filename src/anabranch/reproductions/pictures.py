@@ -21,7 +21,6 @@ TITLES: Mapping[str, str] = {
     "repeat_ratio": "Cut answers that had fallen into a loop",
 }
 """Of curves."""
-_STYLE = "<style>:root{color:#24292f}@media(prefers-color-scheme:dark){:root{color:#d0d7de}}</style>"
 
 
 def pictures_of(finding: Finding, rows: Sequence[Mapping[str, Any]], outline: Outline) -> dict[str, str]:
@@ -40,12 +39,12 @@ def pictures_of(finding: Finding, rows: Sequence[Mapping[str, Any]], outline: Ou
     ]
     if bars:
         text = f"{finding.id}: arm minus reference, points (dots: single seeds)"
-        found[f"{finding.id}-claims.svg"] = _file(picture.intervals(text, bars, zero=True))
+        found[f"{finding.id}-claims.svg"] = picture.file_of(picture.intervals(text, bars, zero=True))
     for number, wanted in enumerate(finding.curves, start=1):
         lines = _lines(wanted, outline)
         if lines:
             title = f"{finding.id}: {TITLES[wanted.metric]}"
-            found[f"{finding.id}-{number}-{wanted.metric}.svg"] = _file(
+            found[f"{finding.id}-{number}-{wanted.metric}.svg"] = picture.file_of(
                 picture.curves(title, lines, share=wanted.metric in SHARES)
             )
     return found
@@ -55,8 +54,3 @@ def _lines(wanted: Curves, outline: Outline) -> list[picture.Line]:
     arms = {arm.name: arm for arm in outline.arms}
     part = replace(outline, arms=tuple(arms[key] for key in wanted.arms if key in arms))
     return picture.lines_of(curve(part, wanted.metric), wanted.arms)
-
-
-def _file(svg: str) -> str:
-    head, title, rest = svg.partition("<title>")
-    return f"{head}{_STYLE}\n{title}{rest}\n"

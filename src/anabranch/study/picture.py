@@ -17,6 +17,7 @@ _LETTER = 7.0
 """Text is not measured: a generous guess of the width of a letter, in pixels."""
 DASHES = ("", "7 4", "2 3")
 """After the last colour the first comes again with another dash."""
+_STYLE = "<style>:root{color:#24292f}@media(prefers-color-scheme:dark){:root{color:#d0d7de}}</style>"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def dash(number: int) -> str:
     return DASHES[number // len(COLOURS) % len(DASHES)]
 
 
-def curves(title: str, lines: Sequence[Line], *, share: bool, height: int = 260) -> str:
+def curves(title: str, lines: Sequence[Line], *, share: bool, height: int = 260, along: str = "step") -> str:
     """Curves over steps with their bands, and a legend below.
 
     Args:
@@ -62,6 +63,7 @@ def curves(title: str, lines: Sequence[Line], *, share: bool, height: int = 260)
         lines: at least one, each with at least one step.
         share: the values are shares, shown in per cent.
         height: of the field with its axes, in pixels; the legend comes on top of it.
+        along: what the steps are.
     """
     x_span = _span([step for line in lines for step in line.steps])
     lows = min(value for line in lines for value in line.low)
@@ -82,7 +84,7 @@ def curves(title: str, lines: Sequence[Line], *, share: bool, height: int = 260)
     for value in ticks(*x_span, 8, whole=True):
         column = place(value, y_span[0])[0]
         body += [_rule(column, bottom, column, bottom + 4, 0.6), _text(column, bottom + 17, f"{value:g}", "middle")]
-    body.append(_text(WIDTH - _RIGHT, height - 4, "step", "end"))
+    body.append(_text(WIDTH - _RIGHT, height - 4, along, "end"))
     for line in lines:
         body += _curve(line, place)
     legend, depth = _legend([(line.label, line.number) for line in lines], height + 14)
@@ -116,6 +118,12 @@ def intervals(title: str, bars: Sequence[Bar], *, zero: bool) -> str:
     for row, bar in enumerate(bars):
         body += _bar(bar, along, _TOP + 26 * row + 13, left)
     return _svg(title, height, body)
+
+
+def file_of(svg: str) -> str:
+    """A picture as a file of its own, readable on a light and on a dark page."""
+    head, title, rest = svg.partition("<title>")
+    return f"{head}{_STYLE}\n{title}{rest}\n"
 
 
 def _curve(line: Line, place: Callable[[float, float], tuple[float, float]]) -> list[str]:

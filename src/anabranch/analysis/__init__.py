@@ -1,0 +1,1 @@
+"""Arithmetic about training that needs no model: `anabranch simulate`."""
