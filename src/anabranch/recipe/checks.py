@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 
 from anabranch.errors import RecipeError, explain
+from anabranch.recipe.acting import ACTING
 from anabranch.recipe.collecting import COLLECTING
 from anabranch.recipe.tracking import TRACKING
 from anabranch.recipe.tree import WORKED, HubDataset, JsonLines, Kl, Mismatch, ReasoningGym, Recipe
@@ -24,7 +25,7 @@ def check(recipe: Recipe) -> None:
         RecipeError: with every problem found, each as where, found, needed, fix.
     """
     topics = (_groups, _spread, _kl, _mismatch, _overlong, _loss, _training, _data, _evaluation, _cold_start)
-    problems = [text for topic in (*topics, *COLLECTING, *TRACKING) for text in topic(recipe)]
+    problems = [text for topic in (*topics, *COLLECTING, *TRACKING, *ACTING) for text in topic(recipe)]
     if problems:
         raise RecipeError("\n".join(problems))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
+from anabranch.recipe.environment import Calculator, EnvironmentSettings, Latency, PythonTool
 from anabranch.recipe.method import (
     Algorithm,
     Clip,
@@ -50,6 +51,7 @@ __all__ = [
     "WORKED",
     "Algorithm",
     "Answer",
+    "Calculator",
     "Clip",
     "ColdStart",
     "Constant",
@@ -57,10 +59,12 @@ __all__ = [
     "Cycle",
     "Data",
     "Dynamic",
+    "EnvironmentSettings",
     "Evaluation",
     "HubDataset",
     "JsonLines",
     "Kl",
+    "Latency",
     "Mismatch",
     "Model",
     "Optim",
@@ -70,6 +74,7 @@ __all__ = [
     "Prioritised",
     "Probes",
     "Prompt",
+    "PythonTool",
     "ReasoningGym",
     "Recipe",
     "Reset",
@@ -111,6 +116,8 @@ class Recipe(Part):
     """How many answers are sampled, and how."""
     engine: TorchEngine = TorchEngine()
     """What generates the answers."""
+    environment: EnvironmentSettings | None = None
+    """What answers act on between their turns. None: the model writes its answer in one go."""
     reward: tuple[Reward, ...] = (RewardTerm(),)
     """The terms of the reward."""
     algorithm: Algorithm = Algorithm()
