@@ -3,20 +3,22 @@
 A test module of an engine subclasses `EngineConformance` and gives it a fixture `subject`.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from anabranch.engines.base import Engine
+from anabranch.engines.base import Engine, InFlight, Stream
 from anabranch.errors import EngineError
 from anabranch.modeling.attention import NAME
 from anabranch.modeling.forward import row_logprobs
-from anabranch.records import UNSAMPLED, Request, Rollout, Sampling, StopReason
+from anabranch.records import UNSAMPLED, Name, Request, Rollout, Sampling, StopReason
 from anabranch.structure.layout import lay_out, targets
 
 TOLERANCE = 1e-4
@@ -34,15 +36,26 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     start: Callable[[int], Engine]
     """max_rows -> engine."""
+    again: Callable[[], "Subject"]
+    """A subject of its own with the same weights, which a test may change."""
 
 
 def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(np.random.default_rng((length, seed)).integers(4, 64, length).tolist())
 
 
-def request(length: int, samples: int = 3, *, step: int = 0, seed: int = 0, first: int = 0, **sampling: object):
+def request(
+    length: int,
+    samples: int = 3,
+    *,
+    step: int = 0,
+    seed: int = 0,
+    first: int = 0,
+    hold: bool = False,
+    **sampling: object,
+):
     settings = Sampling(**{"max_new_tokens": 12, "stop_tokens": ENDS, **sampling})  # type: ignore[arg-type]
-    return Request(f"problem of {length}", prompt(length), samples, settings, seed, step, first)
+    return Request(f"problem of {length}", prompt(length), samples, settings, seed, step, first, hold)
 
 
 def answer(rollout: Rollout) -> list[int]:
@@ -60,6 +73,41 @@ def generate(engine: Engine, requests: Sequence[Request]) -> dict[tuple[str, int
 
 def answers(engine: Engine, requests: Sequence[Request]) -> dict[tuple[str, int], list[int]]:
     return {name: answer(rollout) for name, rollout in generate(engine, requests).items()}
+
+
+OBSERVATION = np.random.default_rng(5).integers(4, 64, 50).tolist()
+"""What is said to the model between its turns: the first so many of these tokens."""
+
+
+def drain(stream: Stream) -> list[Rollout]:
+    """Everything that comes until nothing more can."""
+    found = []
+    while stream.ready:
+        found += stream.advance()
+    return found
+
+
+def some(stream: Stream, steps: int) -> list[Rollout]:
+    """What comes in so many steps, if there is something to do in them."""
+    return [rollout for _ in range(steps) if stream.ready for rollout in stream.advance()]
+
+
+def talk(stream: Stream, requests: Sequence[Request], *, said: int, turns: int) -> list[Rollout]:
+    """Let every answer go on until it has had so many turns, or has no room for another."""
+    for one in requests:
+        stream.submit(one)
+    found = []
+    while stream.ready:
+        for rollout in stream.advance():
+            room = requests[0].sampling.max_new_tokens - rollout.num_answer_tokens
+            if rollout.stop is StopReason.LENGTH:
+                found.append(rollout)
+            elif rollout.turns < turns and room > said:
+                stream.go_on(rollout.name, OBSERVATION[:said])
+            else:
+                stream.drop([rollout.name])
+                found.append(rollout)
+    return found
 
 
 @contextmanager
@@ -284,3 +332,162 @@ class EngineConformance:
         assert min(engine.times.values()) > 0
         engine.load_weights(1)
         assert set(engine.times.values()) == {0.0}
+
+    # ------------------------------------------------------------------------------------------- streams: coming, going
+
+    def test_a_stream_gives_the_rollouts_of_its_requests_whenever_they_come(self, subject):
+        whole = {
+            (one.problem_key, i): t
+            for one in (request(6, 5), request(30, 4))
+            for (_, i), t in answers(subject.start(8), [one]).items()
+        }
+        stream = subject.start(4).open()
+        stream.submit(request(6, 5))
+        found = some(stream, 3)
+        stream.submit(request(30, 4))
+        found += drain(stream)
+        assert {(rollout.problem_key, rollout.sample): answer(rollout) for rollout in found} == whole
+        assert len(found) == 9 and not stream.ready
+
+    def test_a_name_that_is_in_flight_is_refused(self, subject):
+        stream = subject.start(4).open()
+        stream.submit(request(6, 3))
+        with pytest.raises(ValueError, match="in flight already"):
+            stream.submit(request(6, 1, first=2))
+        stream.submit(request(6, 1, step=1))
+        assert len(drain(stream)) == 4
+
+    def test_what_is_dropped_never_comes_and_changes_nothing_for_the_others(self, subject):
+        expected = answers(subject.start(4), [request(6, 9)])
+        for advanced in (0, 1, 3):  # waiting, just begun, under way
+            stream = subject.start(4).open()
+            stream.submit(request(6, 9))
+            found = some(stream, advanced)
+            given_up = {Name("problem of 6", 0, sample) for sample in (0, 2, 3, 8)} - {r.name for r in found}
+            stream.drop(given_up)
+            found += drain(stream)
+            kept = {name: tokens for name, tokens in expected.items() if Name(name[0], 0, name[1]) not in given_up}
+            assert {(rollout.problem_key, rollout.sample): answer(rollout) for rollout in found} == kept
+
+    # --------------------------------------------------------------------------------------------------- several turns
+
+    @pytest.mark.parametrize("said", [1, 5, 40])
+    def test_a_held_answer_goes_on_behind_what_was_said_to_it(self, subject, said):
+        stream = subject.start(5).open()
+        found = talk(
+            stream,
+            [request(9, 6, max_new_tokens=100, hold=True), request(31, 3, max_new_tokens=100, hold=True)],
+            said=said,
+            turns=3,
+        )
+        assert len(found) == 9 and not stream.ready
+        for rollout in found:
+            segments = rollout.graph.segments
+            assert [segment.parents for segment in segments[1:]] == [(place,) for place in range(len(segments) - 1)]
+            assert rollout.turns == len(segments) // 2 > 1
+            for written, observed in zip(segments[1::2], segments[2::2], strict=False):
+                assert written.trained.all() and np.isfinite(written.engine_logprob).all()
+                assert observed.tokens.tolist() == OBSERVATION[:said] and not observed.trained.any()
+                assert np.isnan(observed.engine_logprob).all() and set(observed.policy_version) == {UNSAMPLED}
+            layout = lay_out(rollout.graph)
+            recorded = layout.engine_logprob_T[targets(layout)]
+            assert np.abs(recorded - trainer_logprobs(subject.model, rollout, 1.0)).max() <= TOLERANCE
+
+    def test_text_is_what_the_model_wrote_and_the_transcript_is_everything(self, subject):
+        (rollout,) = talk(subject.start(5).open(), [request(9, 1, max_new_tokens=100, hold=True)], said=3, turns=2)
+        first, said, second = rollout.graph.segments[1:]
+        decode = partial(subject.tokenizer.decode, skip_special_tokens=True)
+        assert rollout.text == decode(first.tokens) + decode(second.tokens)
+        assert rollout.transcript == decode([*first.tokens, *said.tokens, *second.tokens])
+
+    def test_a_stop_string_in_what_was_said_does_not_end_the_turn_behind_it(self, subject):
+        said = subject.tokenizer.decode(OBSERVATION[:4])
+        one = request(9, 1, max_new_tokens=60, stop_tokens=(), stop_strings=(said,), hold=True)
+        plain = request(9, 1, max_new_tokens=6, hold=True)
+        stream = subject.start(5).open()
+        stream.submit(replace(plain, sampling=replace(one.sampling, stop_tokens=tuple(range(64)))))
+        (held,) = drain(stream)
+        stream.go_on(held.name, OBSERVATION[:4])
+        (again,) = drain(stream)
+        assert again.stop is StopReason.EOS and len(again.graph.segments[-1]) == 1
+
+    def test_held_answers_leave_room_for_no_more_than_the_engine_may_hold(self, subject):
+        stream = subject.start(2).open()
+        stream.submit(request(9, 3, max_new_tokens=50, stop_tokens=tuple(range(64)), hold=True))
+        held = drain(stream)
+        assert {rollout.sample for rollout in held} == {0, 1}  # each stopped at its first token, and keeps its place
+        stream.drop([held[0].name])
+        assert [rollout.sample for rollout in drain(stream)] == [2]
+
+    def test_answers_at_the_limit_are_not_held(self, subject):
+        stream = subject.start(2).open()
+        stream.submit(request(9, 2, max_new_tokens=3, stop_tokens=(), hold=True))
+        assert [rollout.stop for rollout in drain(stream)] == [StopReason.LENGTH] * 2
+        stream.submit(request(9, 2))  # the names are free again
+
+    # ------------------------------------------------------------------------------------- weights change under answers
+
+    def test_with_recomputation_new_weights_count_for_all_that_was_read(self, subject):
+        for recompute in (True, False):
+            subject_ = subject.again()
+            engine = subject_.start(12)
+            stream = engine.open(recompute=recompute)
+            stream.submit(request(9, 12, max_new_tokens=30, hold=True))
+            held = [rollout for rollout in some(stream, 6) if rollout.stop is StopReason.EOS]
+            assert 0 < len(held) < 12
+            with torch.no_grad():
+                for parameter in subject_.model.parameters():
+                    parameter.mul_(1.2)
+            engine.load_weights(1)
+            for rollout in held:
+                stream.go_on(rollout.name, OBSERVATION[:3])
+            gaps = []
+            for rollout in drain(stream):
+                layout = lay_out(rollout.graph)
+                place = targets(layout)
+                fresh = layout.policy_version_T[place] == 1
+                gap = np.abs(layout.engine_logprob_T[place] - trainer_logprobs(subject_.model, rollout, 1.0))
+                gaps.append(gap[fresh])
+            gap = np.concatenate(gaps)
+            assert len(gap) > 8
+            assert (gap.max() <= TOLERANCE) == recompute  # kept keys and values are those of the old weights
+
+    # ------------------------------------------------------------------------------------------------- stored and again
+
+    @pytest.mark.parametrize("recompute", [False, True])
+    @pytest.mark.parametrize("advanced", [0, 1, 7, 15])
+    def test_a_stream_that_is_stored_and_restored_goes_on_to_the_same_bits(self, subject, recompute, advanced):
+        requests = [
+            request(9, 6, max_new_tokens=40, hold=True),
+            request(31, 3, max_new_tokens=40, hold=True),
+            request(12, 4, max_new_tokens=9),
+        ]
+
+        def go_on(stored: bool) -> list[Rollout]:
+            subject_ = subject.again()
+            engine = subject_.start(8)
+            stream = engine.open(recompute=recompute)
+            for one in requests:
+                stream.submit(one)
+            found = some(stream, advanced)
+            with torch.no_grad():
+                for parameter in subject_.model.parameters():
+                    parameter.mul_(1.1)
+            engine.load_weights(1)
+            if stored:
+                kept = stream.export()
+                state = json.loads(json.dumps(kept.state))
+                tensors = {name: tensor.clone() for name, tensor in kept.tensors.items()}
+                engine = subject_.start(8)
+                engine.load_weights(1)
+                stream = engine.open(recompute=recompute)
+                stream.restore(InFlight(state, tensors))
+            held = [rollout for rollout in found if rollout.stop is not StopReason.LENGTH and rollout.sample < 6]
+            for rollout in held:
+                if rollout.problem_key != "problem of 12":
+                    stream.go_on(rollout.name, OBSERVATION[:2])
+            return found + drain(stream)
+
+        straight, resumed = go_on(False), go_on(True)
+        assert [rollout.name for rollout in straight] == [rollout.name for rollout in resumed]
+        assert [rollout.graph.segments for rollout in straight] == [rollout.graph.segments for rollout in resumed]

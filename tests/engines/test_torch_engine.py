@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def subject_of(make) -> Subject:
     model, tokenizer = make(), character_tokenizer(ALPHABET)
     model.set_attn_implementation(NAME)
-    return Subject(model, tokenizer, lambda max_rows: TorchEngine(model, tokenizer, max_rows=max_rows))
+    start = partial(start_engine, model, tokenizer)
+    return Subject(model, tokenizer, start, lambda: subject_of(make))
+
+
+def start_engine(model, tokenizer, max_rows: int) -> TorchEngine:
+    return TorchEngine(model, tokenizer, max_rows=max_rows)
 
 
 class TestTorchEngine(EngineConformance):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from anabranch.engines.draw import uniforms
-from anabranch.records import UNSAMPLED, Name, Request, Rollout, Sampling, Segment, StopReason, StreamGraph
+from anabranch.records import UNSAMPLED, Name, Request, Rollout, Segment, StopReason, StreamGraph
 
 
 @dataclass(eq=False)
@@ -109,15 +109,3 @@ class Row:
         """The inverse of `to_json`."""
         logprobs = [float("nan") if value is None else value for value in stored["logprobs"]]
         return cls(**{**stored, "request": request, "logprobs": logprobs})
-
-
-def request_to_json(request: Request) -> dict[str, Any]:
-    """Plain JSON types, exact."""
-    return asdict(request)
-
-
-def request_from_json(stored: Mapping[str, Any]) -> Request:
-    """The inverse of `request_to_json`."""
-    lists = {name: tuple(stored["sampling"][name]) for name in ("stop_tokens", "stop_strings")}
-    request = Request(**{**stored, "sampling": Sampling(**{**stored["sampling"], **lists})})
-    return replace(request, prompt_tokens=tuple(request.prompt_tokens))

@@ -17,8 +17,9 @@ from torch import Tensor
 from anabranch.engines.base import InFlight
 from anabranch.engines.draw import draw
 from anabranch.engines.kv_cache import ROW_BUCKET, KvCache, Stored, stored_tokens
-from anabranch.engines.rows import Row, request_from_json, request_to_json
+from anabranch.engines.rows import Row
 from anabranch.engines.runtime import Runtime
+from anabranch.engines.stored import request_from_json, request_to_json
 from anabranch.errors import EngineError, explain
 from anabranch.modeling.attention import CapturingNeighbourhood, hidden_states
 from anabranch.modeling.decoding import DecodeWeights
