@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from anabranch.engines.episodes import Answerer
 from anabranch.engines.requests import Asker
 from anabranch.engines.torch_engine import TorchEngine
 from anabranch.errors import RunFolderError
@@ -93,7 +94,7 @@ def answered(world, judge, path, *, engine=None, settings=None, display=None):
         return answer_all(
             folder,
             asker,
-            engine or TorchEngine(model, tokenizer, max_rows=3),
+            Answerer(engine or TorchEngine(model, tokenizer, max_rows=3), tokenizer),
             judge,
             PROBLEMS,
             samples=SAMPLES,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from anabranch.environments.base import World
 from anabranch.errors import DataError, ModelError, explain
 from anabranch.modeling.load import context_length, encode_chat, stop_token_ids
 from anabranch.recipe.tree import Recipe
@@ -23,10 +24,18 @@ class Asker:
         recipe: its prompt, rollout settings and seed.
         tokenizer: of the model.
         model: for its stop tokens and the length of its context.
+        world: that answers act in; None: the model writes an answer in one go.
     """
 
-    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        world: World | None = None,
+    ) -> None:
         self._recipe = recipe
+        self._world = world
         self._tokenizer = tokenizer
         self._context = context_length(model)
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -37,14 +46,15 @@ class Asker:
             top_k=rollout.top_k,
             max_new_tokens=rollout.max_new_tokens,
             stop_tokens=stop_token_ids(tokenizer, model),
-            stop_strings=rollout.stop_strings,
+            stop_strings=rollout.stop_strings + (() if world is None else world.stop_strings),
         )
         self._prompts: dict[str, tuple[int, ...]] = {}
 
     def prompt_tokens(self, problem: Problem) -> tuple[int, ...]:
         """The problem as the model reads it. Raises ModelError as `check_known`."""
         if problem.key not in self._prompts:
-            tokens = tuple(encode_chat(self._tokenizer, messages(problem, self._recipe.prompt)))
+            about = "" if self._world is None else self._world.instruction
+            tokens = tuple(encode_chat(self._tokenizer, messages(problem, self._recipe.prompt, about)))
             self.check_known(tokens, f"prompt of problem {problem.key}")
             self._prompts[problem.key] = tokens
         return self._prompts[problem.key]
@@ -76,6 +86,7 @@ class Asker:
                     seed=self._recipe.seed,
                     step=step,
                     first_sample=first,
+                    hold=self._world is not None,
                 )
             )
         return requests

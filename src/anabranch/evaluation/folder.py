@@ -57,7 +57,7 @@ def answer_record(problem: Problem, rollout: Rollout, verdict: Verdict) -> Answe
         sample=rollout.sample,
         question=problem.question,
         gold=problem.answer,
-        text=rollout.text,
+        text=rollout.text if rollout.transcript is None else rollout.transcript,
         verdict=verdict.reason.value,
         value=verdict.value,
         detail=verdict.detail,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from anabranch.engines.base import Engine
+from anabranch.engines.episodes import Answerer
 from anabranch.recipe.tree import Recipe
-from anabranch.records import Problem, Request, Rollout, Verdict
+from anabranch.records import Problem, Reason, Request, Rollout, Verdict
 from anabranch.tasks.base import Task, open_task, spread
 from anabranch.tasks.judge import Judge
 from anabranch.tracking.display import Display
@@ -53,7 +53,7 @@ def batches(problems: Sequence[Problem], samples: int) -> list[Sequence[Problem]
 
 
 def sample_and_judge(
-    engine: Engine, judge: Judge, problems: Sequence[Problem], requests: Sequence[Request], display: Display
+    answerer: Answerer, judge: Judge, problems: Sequence[Problem], requests: Sequence[Request], display: Display
 ) -> list[tuple[Rollout, Future[Verdict]]]:
     """Sample all requests and hand every answer to the judge as it finishes; sorted by request, then by sample.
 
@@ -69,9 +69,26 @@ def sample_and_judge(
     }
     found: list[tuple[tuple[int, int], Rollout, Future[Verdict]]] = []
     display.phase(f"generating 0/{len(place)}")
-    for rollout in engine.generate(requests):
+    for rollout in answerer.answers(problems, requests):
         where = place[rollout.problem_key, rollout.sample]
-        found.append((where, rollout, judge.submit(problems[where[0]], rollout.text)))
+        found.append((where, rollout, judged(judge, problems[where[0]], rollout)))
         display.phase(f"generating {len(found)}/{len(place)}")
     found.sort(key=lambda item: item[0])
     return [(rollout, verdict) for _, rollout, verdict in found]
+
+
+def judged(judge: Judge, problem: Problem, rollout: Rollout) -> Future[Verdict]:
+    """The verdict on a rollout, in time: by its environment if that has one, else by the task's checker.
+
+    If its environment failed the answer is not judged, and worth nothing.
+    """
+    if not rollout.stop.failed and rollout.reward is None:
+        return judge.submit(problem, rollout.text)
+    verdict: Future[Verdict] = Future()
+    if rollout.stop.failed:
+        verdict.set_result(Verdict(0.0, Reason.ENVIRONMENT, None, rollout.failure))
+    else:
+        assert rollout.reward is not None
+        reason = {1.0: Reason.CORRECT, 0.0: Reason.WRONG}.get(rollout.reward, Reason.PARTIAL)
+        verdict.set_result(Verdict(rollout.reward, reason, None, "the environment's own reward"))
+    return verdict

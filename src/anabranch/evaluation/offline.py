@@ -86,12 +86,16 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 def way_of_asking(recipe: Recipe) -> dict[str, Any]:
     """What decides, beside the problem itself, what the model is asked and which answers count as right."""
     prompt = recipe.prompt.model_dump(mode="json")
-    return {**{f"prompt.{name}": text for name, text in prompt.items()}, "answer.extract": list(recipe.answer.extract)}
+    return {
+        **{f"prompt.{name}": text for name, text in prompt.items()},
+        "answer.extract": list(recipe.answer.extract),
+        "environment": None if recipe.environment is None else recipe.environment.model_dump(mode="json"),
+    }
 
 
 def way_of_sampling(recipe: Recipe) -> dict[str, Any]:
     """What decides how answers are drawn. Values that were sampled otherwise than training does are allowed."""
-    settings = recipe.rollout.model_dump(mode="json", exclude={"prompts", "per_problem", "dynamic"})
+    settings = recipe.rollout.model_dump(mode="json", exclude={"prompts", "per_problem", "dynamic", "asynchronous"})
     return {f"rollout.{name}": value for name, value in settings.items()}
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from anabranch.engines.base import Engine
+from anabranch.engines.episodes import Answerer
 from anabranch.engines.requests import Asker
 from anabranch.evaluation.folder import AnswerRecord, EvaluationFolder, answer_record
 from anabranch.evaluation.held_out import COMMON_STEP, batches, sample_and_judge
@@ -30,7 +30,7 @@ class Answers:
 def answer_all(
     folder: EvaluationFolder,
     asker: Asker,
-    engine: Engine,
+    answerer: Answerer,
     judge: Judge,
     problems: Sequence[Problem],
     *,
@@ -45,7 +45,7 @@ def answer_all(
     Args:
         folder: begun with the settings of this evaluation.
         asker: makes the requests.
-        engine: answers them.
+        answerer: answers them.
         judge: of the task that the problems belong to.
         problems: distinct by key.
         samples: K, answers a problem.
@@ -66,7 +66,7 @@ def answer_all(
         if sum(map(len, parts[:number])) * samples <= before:
             continue
         start = time.perf_counter()
-        fresh = _answer(asker, engine, judge, part, samples, display)
+        fresh = _answer(asker, answerer, judge, part, samples, display)
         folder.append(fresh)
         records += fresh
         took = time.perf_counter() - start
@@ -76,11 +76,11 @@ def answer_all(
 
 
 def _answer(
-    asker: Asker, engine: Engine, judge: Judge, problems: Sequence[Problem], samples: int, display: Display
+    asker: Asker, answerer: Answerer, judge: Judge, problems: Sequence[Problem], samples: int, display: Display
 ) -> list[AnswerRecord]:
     """The judged answers of one batch."""
     by_key = {problem.key: problem for problem in problems}
-    answered = sample_and_judge(engine, judge, problems, asker.requests(problems, samples, COMMON_STEP), display)
+    answered = sample_and_judge(answerer, judge, problems, asker.requests(problems, samples, COMMON_STEP), display)
     display.phase("judging")
     return [answer_record(by_key[rollout.problem_key], rollout, verdict.result()) for rollout, verdict in answered]
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from anabranch.engines.episodes import Answerer
 from anabranch.engines.requests import Asker
 from anabranch.engines.torch_engine import TorchEngine
+from anabranch.environments.opening import running
 from anabranch.evaluation import offline
 from anabranch.evaluation.command import settings_of
 from anabranch.evaluation.folder import EvaluationFolder, weights_digest
@@ -50,6 +52,7 @@ def sample_values(recipe: Recipe, samples: int, folder: Path) -> Path:
         EvaluationFolder(folder) as place,
         make_display(sys.stdout) as display,
         Judge(task.checker, recipe.answer.workers, recipe.answer.timeout) as judge,
+        running(recipe.environment) as runner,
     ):
         self_check(task, judge, GOLD_PROBLEMS)
         prepare(source, display)
@@ -59,13 +62,14 @@ def sample_values(recipe: Recipe, samples: int, folder: Path) -> Path:
         device = torch.device(compute.device)
         tokenizer = load_tokenizer(source)
         model = load_streaming(source, choose_dtype(compute.dtype, device), device)
-        asker = Asker(recipe, tokenizer, model)
+        asker = Asker(recipe, tokenizer, model, None if runner is None else runner.world)
         asker.check(task.problems)
         wanted = settings_of(recipe, samples, task, task.problems, asker) | {"weights": weights_digest(model)}
         place.begin(wanted, compute.model_dump(include={"device", "dtype", "threads"}), source)
         display.note(f"{task.name}: {len(task.problems)} problems, {samples} answers each, by {source}")
         engine = TorchEngine(model, tokenizer, max_rows=recipe.engine.max_rows, kv_gb=recipe.engine.kv_gb)
-        answered = answer_all(place, asker, engine, judge, task.problems, samples=samples, display=display)
+        answerer = Answerer(engine, tokenizer, runner)
+        answered = answer_all(place, asker, answerer, judge, task.problems, samples=samples, display=display)
         offline.write(folder / VALUES, recipe, model, answered.records)
         share = sum(record["value"] for record in answered.records) / len(answered.records)
         display.note(f"right: {share:.1%}. Next: anabranch train ... algorithm.tracker.values={folder / VALUES}")

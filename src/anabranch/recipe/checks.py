@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from anabranch.errors import RecipeError, explain
 from anabranch.recipe.acting import ACTING
+from anabranch.recipe.asynchronous import ASYNCHRONOUS, surprises
 from anabranch.recipe.collecting import COLLECTING
 from anabranch.recipe.tracking import TRACKING
 from anabranch.recipe.tree import WORKED, HubDataset, JsonLines, Kl, Mismatch, ReasoningGym, Recipe
@@ -25,7 +26,7 @@ def check(recipe: Recipe) -> None:
         RecipeError: with every problem found, each as where, found, needed, fix.
     """
     topics = (_groups, _spread, _kl, _mismatch, _overlong, _loss, _training, _data, _evaluation, _cold_start)
-    problems = [text for topic in (*topics, *COLLECTING, *TRACKING, *ACTING) for text in topic(recipe)]
+    problems = [text for topic in (*topics, *COLLECTING, *TRACKING, *ACTING, *ASYNCHRONOUS) for text in topic(recipe)]
     if problems:
         raise RecipeError("\n".join(problems))
 
@@ -38,7 +39,7 @@ def notes(recipe: Recipe) -> list[str]:
             "train.minibatches=1, train.epochs=1: a rollout batch gives one update, at which the ratio is exactly 1; "
             "algorithm.ratio and algorithm.clip cannot matter"
         )
-    return found
+    return [*found, *surprises(recipe)]
 
 
 def _groups(recipe: Recipe) -> Iterator[str]:

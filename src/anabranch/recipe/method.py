@@ -57,6 +57,33 @@ class Dynamic(Part):
         return math.ceil(missing * self.overdraw - 1e-9)  # 10 * 1.1 is a little more than 11
 
 
+class Asynchronous(Part):
+    """Rollouts finish one by one, and a step starts as soon as it has enough of them.
+
+    More are in flight than a step takes: (1 + oversample) x `rollout.prompts` problems. Methods that compare the
+    answers to a problem take them group by group, when the last of a group has come; the others take answers one by
+    one. docs/asynchronous.md has the rule by which a step picks its rollouts, and what it costs.
+    """
+
+    oversample: StrictFloat = Field(0.5, gt=0)
+    """How much more is in flight than a step takes, as a share of it, rounded up to whole problems."""
+    leftover: Literal["continue", "drop"] = "continue"
+    """What becomes of the rest when a step has enough. continue: it goes on after the update (partial rollouts), its
+    tokens carrying the version of the weights that drew each. drop: it is given up, finished ones too."""
+    max_staleness: StrictInt = Field(1, ge=0)
+    """A rollout is learned from at most so many steps after the one in which it was begun; a step waits for those that
+    would grow older. leftover drop: 0."""
+    keys: Literal["keep", "recompute"] = "keep"
+    """Keys and values of what is in flight when weights change. keep: as they are. recompute: computed anew."""
+    schedule: Literal["clock", "counted"] = "clock"
+    """When what an environment says is taken. clock: as soon as it is there. counted: a fixed number of tokens after it
+    was asked, so that a run depends on no clock, and resumes to the same bits."""
+
+    def capacity(self, prompts: int) -> int:
+        """How many problems are in flight at the start of a step that takes `prompts` of them."""
+        return prompts + math.ceil(self.oversample * prompts)
+
+
 class RolloutSettings(Part):
     """How many answers are sampled, and how."""
 
@@ -74,6 +101,8 @@ class RolloutSettings(Part):
     """An answer that is longer is cut here."""
     stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """An answer ends with the token that completes one of these texts."""
+    asynchronous: Asynchronous | None = None
+    """Learn from the rollouts that finish first; None: every step waits for all of its own."""
     dynamic: Dynamic | None = None
     """Draw other problems in place of those whose answers all get the same reward; None: train on what was drawn."""
 
@@ -242,3 +271,8 @@ class Algorithm(Part):
     """Correction for an engine whose probabilities are not quite the trainer's."""
     overlong: Overlong = Overlong()
     """What happens to answers that were cut."""
+
+    @property
+    def compares_groups(self) -> bool:
+        """Whether the answers to a problem are compared with each other, so that all of them are needed at once."""
+        return self.baseline in ("group_mean", "leave_one_out") or self.scale == "group_std"

@@ -11,6 +11,7 @@ from pydantic import Field, StrictFloat, StrictInt, model_validator
 from anabranch.recipe.environment import Calculator, EnvironmentSettings, Latency, PythonTool
 from anabranch.recipe.method import (
     Algorithm,
+    Asynchronous,
     Clip,
     Dynamic,
     Kl,
@@ -51,6 +52,7 @@ __all__ = [
     "WORKED",
     "Algorithm",
     "Answer",
+    "Asynchronous",
     "Calculator",
     "Clip",
     "ColdStart",

@@ -216,9 +216,40 @@ def _registry() -> Iterable[Metric]:
         ("prompt_tokens", "tokens", "Of all prompts, each once whatever its number of answers.", "int"),
     )
     yield from _group(
+        "asynchronous",
+        (
+            "staleness",
+            "steps",
+            "Mean number of steps since the answers were begun. Only with `rollout.asynchronous`, as this group.",
+        ),
+        ("staleness_max", "steps", "Largest; never more than `rollout.asynchronous.max_staleness`.", "int"),
+        ("stale_tokens", "share", "Trained tokens that older weights drew than those of the start of the step."),
+        ("left_in_flight", "answers", "Begun and not learned from when the step ends: not over, or not taken.", "int"),
+        (
+            "given_up",
+            "answers",
+            "Begun and dropped (`leftover: drop`). All answers begun so far are generated + given up + left in flight.",
+            "int",
+        ),
+    )
+    yield from _group(
+        "environment",
+        ("turns", "turns", "Mean number of times that the model had the word. Only with `environment`, as this group."),
+        ("turns_max", "turns", "Largest.", "int"),
+        ("observed_tokens", "share", "Tokens of all answers that the environment wrote: never trained."),
+    )
+    yield from _group(
         "engine",
-        ("engine_gap_mean", "nats", "Mean of |engine_logprob - trainer log-prob| over sampled trained tokens."),
-        ("engine_gap_max", "nats", "Largest. A gap that grows over the steps is a bug or a too coarse dtype."),
+        (
+            "engine_gap_mean",
+            "nats",
+            "Mean of |engine_logprob - trainer log-prob| over trained tokens of the first update.",
+        ),
+        (
+            "engine_gap_max",
+            "nats",
+            "Largest. One that grows over the steps is a bug, a too coarse dtype, or staleness.",
+        ),
         (
             "mismatch_gap",
             "nats",
@@ -241,6 +272,7 @@ def _registry() -> Iterable[Metric]:
         ("time/prefill", "seconds", "Computing the prompts."),
         ("time/decode", "seconds", "Forward passes of decoding."),
         ("time/draw", "seconds", "Drawing tokens."),
+        ("time/wait", "seconds", "Nothing to draw: every rollout in flight waited for its environment."),
         ("time/judge", "seconds", "Waiting for verdicts after the last answer was there."),
         ("time/pack", "seconds", "Credit, and laying answers out in rows."),
         ("time/score", "seconds", "Extra forwards for old and reference log-probs."),

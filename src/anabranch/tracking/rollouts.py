@@ -12,6 +12,8 @@ class RolloutRecord(TypedDict):
 
     step: int
     stage: str
+    begun: NotRequired[int]
+    """The step in which an RL answer was begun, if that is another one."""
     key: str
     """The problem's identity."""
     sample: int
@@ -21,7 +23,7 @@ class RolloutRecord(TypedDict):
     prompt: NotRequired[str]
     """The whole prompt as the model got it, special tokens and all."""
     answer: str
-    """The model's text, as it came: hostile input for whoever shows it."""
+    """The model's text, as it came, with what was said to it: hostile input for whoever shows it."""
     verdict: str
     """Reason code."""
     detail: str
@@ -33,6 +35,8 @@ class RolloutRecord(TypedDict):
     stop: str
     tokens: int
     """Of the answer."""
+    turns: NotRequired[int]
+    """How often the model had the word, if more than once."""
     policy_versions: list[int]
     """Of the weights that drew the answer's tokens, ascending; more than one if they changed under way."""
     dropped: NotRequired[str]
@@ -74,7 +78,7 @@ def rollout_record(
         sample=rollout.sample,
         source=problem.source,
         question=problem.question,
-        answer=rollout.text,
+        answer=rollout.text if rollout.transcript is None else rollout.transcript,
         verdict=score.verdict.reason.value,
         detail=score.verdict.detail,
         extracted=score.verdict.extracted,
@@ -85,6 +89,10 @@ def rollout_record(
         tokens=rollout.num_answer_tokens,
         policy_versions=sorted(versions - {UNSAMPLED}),
     )
+    if stage == "rl" and rollout.step + 1 != step:
+        record["begun"] = rollout.step + 1
+    if rollout.transcript is not None:
+        record["turns"] = rollout.turns
     if prompt is not None:
         record["prompt"] = prompt
     if dropped is not None:

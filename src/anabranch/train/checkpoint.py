@@ -4,6 +4,7 @@
         model/                 float32 master weights, config, tokenizer: `from_pretrained` loads it as it is
         optimizer.safetensors  AdamW's moments
         values.safetensors     what is known of every problem, where that is tracked
+        in_flight.safetensors  rollouts that were begun and not learned from, where steps do not wait for them
         state.json             the run's explicit state, and the size of every log at this moment
         manifest.json          size and BLAKE2b hash of every file above
 
@@ -21,10 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from anabranch.engines.base import InFlight
 from anabranch.errors import CheckpointError, explain
 from anabranch.modeling.files import os_errors
 from anabranch.tracking.checkpoints import MANIFEST, complete, fingerprint, verify
@@ -33,6 +36,9 @@ from anabranch.train.values import Values
 
 _PARTIAL = ".partial-"
 VALUES = "values.safetensors"
+IN_FLIGHT = "in_flight.safetensors"
+_STATE = "state"
+"""The one entry of that file's header: safetensors writes several in no fixed order."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,16 @@ class Checkpoint:
         """What was known of every problem; None: nothing was tracked."""
         return Values.load(self.path / VALUES) if (self.path / VALUES).is_file() else None
 
+    @property
+    def in_flight(self) -> InFlight | None:
+        """The rollouts in flight; None: none were."""
+        path = self.path / IN_FLIGHT
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()[_STATE])
+        return InFlight(state, load_file(path))
+
     def restore(self, optimizer: MasterOptimizer) -> None:
         """Load masters and moments, exactly as they were; the compute weights follow."""
         optimizer.load_state_dict(
@@ -71,6 +87,7 @@ def save(
     log_sizes: Mapping[str, int],
     keep: int,
     values: Values | None = None,
+    in_flight: InFlight | None = None,
 ) -> Path:
     """Write checkpoint `number` and remove all but the `keep` newest.
 
@@ -87,6 +104,8 @@ def save(
             save_file(optimizer.state_dict(), partial / "optimizer.safetensors")
             if values is not None:
                 values.save(partial / VALUES)
+            if in_flight is not None:
+                save_file(in_flight.tensors, partial / IN_FLIGHT, {_STATE: json.dumps(in_flight.state)})
         _write_json(partial / "state.json", {"number": number, "state": dict(state), "log_sizes": dict(log_sizes)})
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         for path in files:  # safetensors makes files that only their owner may read

@@ -21,7 +21,11 @@ class Clock:
         try:
             yield
         finally:
-            self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - start
+            self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count time that was measured elsewhere as `time/<name>`."""
+        self._phases[name] = self._phases.get(name, 0.0) + seconds
 
     @property
     def elapsed(self) -> float:

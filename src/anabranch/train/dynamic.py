@@ -18,6 +18,7 @@ from anabranch.sampling.uniform import UniformState, draw_others
 from anabranch.train import tracked
 from anabranch.train.clock import Clock
 from anabranch.train.experience import Dropped, Experience, Group, experience_of_groups, gather, group_records
+from anabranch.train.first_come import collect_first
 from anabranch.train.session import Session
 from anabranch.train.state import RunState, SamplerState
 
@@ -45,10 +46,14 @@ def collect(session: Session, state: RunState, clock: Clock) -> tuple[Experience
     """Judged answers to the next problems, and the sampler after them.
 
     Raises:
+        EngineError: see `collect_first`.
         StarvationError: dynamic sampling did not find enough groups that differ; what it found is in `rollouts.jsonl`.
     """
     recipe = session.recipe
     dynamic, prompts = recipe.rollout.dynamic, recipe.rollout.prompts
+
+    if session.flight is not None:
+        return collect_first(session, state, clock)
 
     def answer(indices: Sequence[int]) -> Experience:
         return gather(session, [session.task.problems[index] for index in indices], state.step, clock)

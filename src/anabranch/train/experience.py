@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from anabranch.batching.pack import flat_offsets
-from anabranch.records import Problem, Rollout, Score
+from anabranch.recipe.tree import Recipe
+from anabranch.records import Problem, Rollout, Score, Verdict
 from anabranch.rewards.overlong import apply_overlong
 from anabranch.rewards.total import total
 from anabranch.tracking.rollouts import RolloutRecord, rollout_record
@@ -43,6 +44,20 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Order:
+    """Where the answers of a step stand among those in flight."""
+
+    staleness_B: Tensor
+    """int64 [B]: steps since the answer was begun."""
+    given_up: int
+    """Answers that were begun and dropped."""
+    left: int
+    """Answers in flight after the step."""
+    version: int
+    """Of the weights at the start of the step."""
+
+
+@dataclass(frozen=True)
 class Experience:
     """The judged answers of one step, in order: group after group, sample after sample."""
 
@@ -58,6 +73,8 @@ class Experience:
     """What was sampled beside it; None: no dynamic sampling."""
     value_B: Tensor | None = None
     """float64 [B]: the value of each answer's problem before the step; None: no values are tracked."""
+    order: Order | None = None
+    """None: all answers were begun by the step, and all that it began are here."""
 
     @property
     def reward_B(self) -> Tensor:
@@ -88,14 +105,20 @@ class Experience:
 
 def gather(session: Session, problems: Sequence[Problem], step: int, clock: Clock) -> Experience:
     """Sample, judge and score answers to the problems, at RL step `step` (counted from 0)."""
-    recipe, limit = session.recipe, session.recipe.rollout.max_new_tokens
+    recipe = session.recipe
     requests = session.asker.requests(problems, recipe.rollout.per_problem, step)
     rollouts, verdicts = session.answers(problems, requests, session.judge, clock)
+    return experience_of(problems, rollouts, scored(recipe, rollouts, verdicts, step))
+
+
+def scored(recipe: Recipe, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict], step: int) -> list[Score]:
+    """Rewards of judged answers at RL step `step` (counted from 0)."""
+    limit = recipe.rollout.max_new_tokens
     scores = []
     for rollout, verdict in zip(rollouts, verdicts, strict=True):
         score = total(recipe.reward, rollout, verdict, step=step, max_new_tokens=limit)
         scores.append(apply_overlong(recipe.algorithm.overlong, score, rollout, limit))
-    return experience_of(problems, rollouts, scores)
+    return scores
 
 
 def experience_of(problems: Sequence[Problem], rollouts: Sequence[Rollout], scores: Sequence[Score]) -> Experience:

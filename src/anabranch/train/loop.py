@@ -12,11 +12,12 @@ from typing import Any
 
 from anabranch.errors import RunFolderError, explain
 from anabranch.modeling.devices import return_free_memory
-from anabranch.recipe.tree import Optim, Prioritised, Recipe
+from anabranch.recipe.tree import Asynchronous, Optim, Prioritised, Recipe
 from anabranch.sampling import prioritised, uniform
 from anabranch.tasks.base import derived_seed
 from anabranch.train import checkpoint, probes, reference, resets, tracked
 from anabranch.train.clock import Clock
+from anabranch.train.flight import Flight
 from anabranch.train.held_out import evaluate
 from anabranch.train.optimizer import learning_rate
 from anabranch.train.rl import rl_step
@@ -142,9 +143,21 @@ def _enter(session: Session, stage: Stage, state: RunState) -> None:
     reference_file = reference.file_of(session.folder.paths.root, state.reference.step)
     if state.step == 0:
         session.optimizer.forget()
+    if stage.name == "rl" and session.recipe.rollout.asynchronous is not None:
+        session.flight = _flight(session, session.recipe.rollout.asynchronous)
     if stage.needs_reference:
         make = reference.freeze if state.step == 0 else reference.load
         session.reference = make(session.model, reference_file)
+
+
+def _flight(session: Session, settings: Asynchronous) -> Flight:
+    """Rollouts in flight: those of the checkpoint, or none."""
+    episodes = session.answerer.open(recompute=settings.keys == "recompute", schedule=settings.schedule)
+    flight = Flight(session.recipe, episodes, session.judge)
+    if session.in_flight is not None:
+        flight.restore(session.in_flight, {problem.key: problem for problem in session.task.problems})
+        session.in_flight = None
+    return flight
 
 
 def _step(session: Session, stage: Stage, state: RunState) -> RunState:
@@ -210,6 +223,7 @@ def save(session: Session, state: RunState) -> None:
         log_sizes=session.folder.commit(),
         keep=session.recipe.save.keep,
         values=state.values,
+        in_flight=None if session.flight is None else session.flight.export(),
     )
     if session.reference is not None:
         needed = {state.reference.step, *map(reference_step, checkpoint.states(session.folder.paths.checkpoints))}

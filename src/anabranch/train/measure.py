@@ -41,7 +41,7 @@ def rl_record(
 ) -> Record:
     """One line of `metrics.jsonl`. Numbers that nothing was measured for are left out."""
     everything = experience.everything
-    sampled = sum(rollout.num_answer_tokens for rollout in everything.rollouts)
+    sampled = sum(rollout.graph.num_trained for rollout in everything.rollouts)
     record: Record = {
         "step": state.step + 1,
         "stage": "rl",
@@ -53,6 +53,8 @@ def rl_record(
         **_answers(everything),
         **_accounting(experience, everything, lesson),
         **_dynamic(experience, everything),
+        **_order(experience),
+        **(_turns(everything) if recipe.environment is not None else {}),
         "sampled_tokens": sampled,
         **_reference(recipe, state),
         **_policy(recipe, lesson, updates),
@@ -157,6 +159,38 @@ def _dynamic(experience: Experience, everything: Experience) -> Record:
         "groups_kept": kept / drawn,
         "groups_surplus": len(experience.dropped.surplus),
         "sampling_rounds": experience.dropped.rounds,
+    }
+
+
+def _order(experience: Experience) -> Record:
+    """How old the answers of the step are, and what it left, if it does not wait for all of its own."""
+    order = experience.order
+    if order is None:
+        return {}
+    version_M = np.concatenate(
+        [
+            segment.policy_version[segment.trained]
+            for rollout in experience.rollouts
+            for segment in rollout.graph.segments
+        ]
+    )
+    return {
+        "staleness": float(order.staleness_B.double().mean()),
+        "staleness_max": int(order.staleness_B.max()),
+        "stale_tokens": float((version_M < order.version).mean()) if len(version_M) else 0.0,
+        "left_in_flight": order.left,
+        "given_up": order.given_up,
+    }
+
+
+def _turns(experience: Experience) -> Record:
+    """How answers went about their environment."""
+    rollouts = experience.rollouts
+    observed = sum(rollout.num_answer_tokens - rollout.graph.num_trained for rollout in rollouts)
+    return {
+        "turns": float(np.mean([rollout.turns for rollout in rollouts])),
+        "turns_max": max(rollout.turns for rollout in rollouts),
+        "observed_tokens": observed / sum(rollout.num_answer_tokens for rollout in rollouts),
     }
 
 

@@ -42,13 +42,17 @@ def check_gold(session: Session, held_task: Task) -> None:
         self_check(held_task, session.held_judge, GOLD_PROBLEMS)
 
 
-def compare_engine(session: Session, rollouts: Sequence[Rollout]) -> None:
+def compare_engine(session: Session, rollouts: Sequence[Rollout], step: int) -> None:
     """Score a few answers with the trainer and compare with what the engine recorded; once a process.
+
+    Only answers that step `step` began are compared: others have tokens, or keys and values, of older weights. Without
+    any, the next step is asked.
 
     Raises:
         ProbeError: they disagree by more than rounding.
     """
-    if session.probed:
+    rollouts = [rollout for rollout in rollouts if rollout.step == step and rollout.graph.num_trained]
+    if session.probed or not rollouts:
         return
     probe = rollouts[:: max(1, len(rollouts) // AGREEMENT_ROLLOUTS)][:AGREEMENT_ROLLOUTS]
     graphs = [rollout.graph for rollout in probe]

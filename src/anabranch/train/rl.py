@@ -36,7 +36,7 @@ def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dic
     """One step on the next problems; returns the new state, the step's record, and a record of every answer."""
     clock = Clock()
     experience, sampler = collect(session, state, clock)
-    probes.compare_engine(session, experience.rollouts)
+    probes.compare_engine(session, experience.rollouts, state.step)
     session.engine.rest()
     return_free_memory()
     lesson = prepare(session, experience, clock)
@@ -65,8 +65,10 @@ def prepare(learner: Learner, experience: Experience, clock: Clock) -> Lesson:
     """Credit of every token, packed rows for each optimizer step, and the log-probs of other policies."""
     recipe = learner.recipe
     kl, count, num_slots = recipe.algorithm.kl, recipe.train.minibatches, len(experience.sequence_N)
-    graphs, groups = [rollout.graph for rollout in experience.rollouts], experience.group_B.tolist()
-    minibatch_B = experience.group_B * count // recipe.rollout.prompts  # whole groups, in the order they were drawn
+    graphs = [rollout.graph for rollout in experience.rollouts]
+    groups = [problem.key for problem in experience.problems]  # one prompt each
+    num_groups = int(experience.group_B[-1]) + 1
+    minibatch_B = experience.group_B * count // num_groups  # whole groups, in the order they were drawn
 
     def scored(model: object, rows: Sequence[Row]) -> Tensor:
         learner.display.phase("scoring")

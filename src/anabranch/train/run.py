@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from anabranch.engines.torch_engine import TorchEngine
+from anabranch.environments.opening import running
 from anabranch.errors import AnabranchError, DataError, RunFolderError, explain
 from anabranch.evaluation import offline
 from anabranch.evaluation.held_out import held_out_problems
@@ -205,6 +206,7 @@ def _session(
         judge = stack.enter_context(Judge(data.task.checker, *limits))
         other = data.held_task is not data.task
         held_judge = stack.enter_context(Judge(data.held_task.checker, *limits)) if other else judge
+        runner = stack.enter_context(running(recipe.environment))
         full_determinism()
         source = str(found.model_folder) if found else recipe.model.source
         prepare(source, display)
@@ -224,7 +226,9 @@ def _session(
             held_out=data.held_out,
             judge=judge,
             held_judge=held_judge,
+            runner=runner,
             offline=data.offline,
+            in_flight=found.in_flight if found else None,
             tokenizer=tokenizer,
             model=model,
             optimizer=optimizer,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from anabranch.engines.base import InFlight
+from anabranch.engines.episodes import Answerer
 from anabranch.engines.requests import Asker
 from anabranch.engines.torch_engine import TorchEngine
+from anabranch.environments.runner import Runner
 from anabranch.evaluation.held_out import sample_and_judge
 from anabranch.evaluation.offline import OfflineValues
 from anabranch.recipe.tree import Recipe
@@ -19,6 +23,9 @@ from anabranch.tracking.display import Display
 from anabranch.tracking.run_folder import RunFolder
 from anabranch.train.clock import Clock
 from anabranch.train.optimizer import MasterOptimizer
+
+if TYPE_CHECKING:
+    from anabranch.train.flight import Flight
 
 
 @dataclass(kw_only=True)
@@ -33,11 +40,17 @@ class Learner:
     engine: TorchEngine
     reference: PreTrainedModel | None = None
     """Frozen weights of the start of RL; only where the algorithm has a KL term."""
+    runner: Runner | None = None
+    """Of the environments that answers are written in; None: there are none."""
     asker: Asker = field(init=False)
     """Makes prompts and requests."""
+    answerer: Answerer = field(init=False)
+    """The engine, with the environments."""
 
     def __post_init__(self) -> None:
-        self.asker = Asker(self.recipe, self.tokenizer, self.model)
+        world = None if self.runner is None else self.runner.world
+        self.asker = Asker(self.recipe, self.tokenizer, self.model, world)
+        self.answerer = Answerer(self.engine, self.tokenizer, self.runner)
 
 
 @dataclass(kw_only=True)
@@ -56,6 +69,10 @@ class Session(Learner):
     """Where the values of all problems start; None: at the prior, or values are not tracked."""
     pending_times: dict[str, float] = field(default_factory=dict)
     """Seconds of saving and evaluating, for the next step's record."""
+    flight: Flight | None = None
+    """Rollouts in flight across steps; None: every step waits for all of its own."""
+    in_flight: InFlight | None = None
+    """What was in flight in the checkpoint that the run goes on from, until RL goes on."""
     probed: bool = False
     """Whether engine and trainer were compared in this process."""
 
@@ -71,7 +88,10 @@ class Session(Learner):
 
         `problems[i]` belongs to `requests[i]`.
         """
-        found = sample_and_judge(self.engine, judge, problems, requests, self.display)
+        waited = self.answerer.waited
+        found = sample_and_judge(self.answerer, judge, problems, requests, self.display)
+        if self.runner is not None:
+            clock.add("wait", self.answerer.waited - waited)
         self.display.phase("judging")
         with clock.phase("judge"):
             verdicts = [future.result() for _, future in found]

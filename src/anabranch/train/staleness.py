@@ -36,14 +36,14 @@ class Standing:
     finished: bool = False
 
 
-def choose(units: Iterable[Standing], batch: int, now: int, max_staleness: int) -> list[int] | None:
+def choose(units: Iterable[Standing], batch: int, now: int, max_staleness: int | None) -> list[int] | None:
     """The units that step `now` takes, oldest first: finished ones, the oldest of them.
 
     Args:
         units: all in flight, feasible for step `now`.
         batch: B, how many it takes.
         now: the step.
-        max_staleness: S, in steps.
+        max_staleness: S, in steps; None: what the step does not take is given up, and grows no older.
 
     Returns:
         Their numbers; None: too few have finished, or what would be left could grow too old.
@@ -54,7 +54,7 @@ def choose(units: Iterable[Standing], batch: int, now: int, max_staleness: int) 
         return None
     taken = {unit.number for unit in chosen}
     rest = [unit for unit in everything if unit.number not in taken]
-    if not feasible(rest, batch, now + 1, max_staleness):
+    if max_staleness is not None and not feasible(rest, batch, now + 1, max_staleness):
         return None
     return [unit.number for unit in chosen]
 
