@@ -297,6 +297,8 @@ class Rollout:
     """How often the model had the word."""
     reward: float | None = None
     """Of its environment, in [0, 1]. None: the task's checker judges `text`."""
+    outcomes: tuple[str, ...] = ()
+    """How its environment says that the calls of tools went, where it counts them."""
     failure: str = ""
     """For people: what was wrong with its environment, if `stop.failed`."""
 

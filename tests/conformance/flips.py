@@ -89,6 +89,17 @@ HELD = "evaluation={problems: 2, samples: 1, every: 1, data: {kind: jsonl, path:
 GYM = "data={kind: reasoning_gym, name: chain_sum, size: 4}"
 HUB = "data={kind: hub, id: some/sums, config: main}"
 RESET = (KL, "steps=3")
+FIRST = (
+    "rollout.dynamic=null",
+    "rollout.asynchronous={oversample: 1.0, max_staleness: 2}",
+    "rollout.max_new_tokens=40",
+    "rollout.stop_strings=[A, M]",
+    "algorithm.baseline=batch_mean",
+    "algorithm.scale=none",
+    "steps=4",
+)
+"""Steps that learn from what finishes first, answers short and long."""
+WAITING = (*FIRST, "environment={kind: latency, stop: b, reply: c, mean: 400.0, std: 0.0}")
 
 
 def each(*changes: str, given: tuple[str, ...] = (), where: Where = STEP) -> tuple[Flip, ...]:
@@ -148,6 +159,14 @@ FLIPS: Mapping[str, tuple[Flip, ...]] = {
     "RolloutSettings.top_k": each("rollout.top_k=5"),
     "RolloutSettings.max_new_tokens": each("rollout.max_new_tokens=3"),
     "RolloutSettings.stop_strings": each("rollout.stop_strings=[]"),
+    "RolloutSettings.asynchronous": each("rollout.asynchronous={}", where=RUN),
+    "Asynchronous.oversample": each("rollout.asynchronous.oversample=0.5", given=FIRST, where=RUN),
+    "Asynchronous.leftover": each(
+        "rollout.asynchronous={oversample: 1.0, leftover: drop, max_staleness: 0}", given=FIRST, where=RUN
+    ),
+    "Asynchronous.max_staleness": each("rollout.asynchronous.max_staleness=1", given=FIRST, where=RUN),
+    "Asynchronous.keys": each("rollout.asynchronous.keys=recompute", given=FIRST, where=RUN),
+    "Asynchronous.schedule": each("rollout.asynchronous.schedule=counted", given=WAITING, where=RUN),
     "RolloutSettings.dynamic": each("rollout.dynamic=null", "rollout.dynamic={rounds: 3}", given=AGREEING),
     "Dynamic.rounds": each("rollout.dynamic.rounds=2", given=("rollout.dynamic={rounds: 10}", *AGREEING)),
     "Dynamic.overdraw": each("rollout.dynamic.overdraw=2.0", given=("rollout.dynamic={rounds: 10}",)),

@@ -22,6 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from anabranch.engines.torch_engine import TorchEngine
+from anabranch.engines.torch_stream import TorchStream
 from anabranch.errors import AnabranchError
 from anabranch.modeling.forward import load_streaming
 from anabranch.modeling.fused import join_weights
@@ -69,9 +70,16 @@ class CountingEngine(TorchEngine):
 
     count = 0
 
-    def _decode(self, *arguments: Any) -> Any:
-        self.count += 1
-        return super()._decode(*arguments)
+    def open(self, *, recompute: bool = False) -> TorchStream:
+        stream = super().open(recompute=recompute)
+        decode = stream._decode
+
+        def counted(*arguments: Any) -> Any:
+            self.count += 1
+            return decode(*arguments)
+
+        stream._decode = counted  # type: ignore[method-assign]  # of this stream alone
+        return stream
 
 
 @dataclass(kw_only=True)

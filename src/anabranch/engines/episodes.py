@@ -72,6 +72,8 @@ class Episodes:
         self._requests: dict[Name, Request] = {}
         self._asked: dict[Name, _Asked] = {}
         """In the order in which they were asked."""
+        self._outcomes: dict[Name, tuple[str, ...]] = {}
+        """Of rollouts that have some, see `Rollout.outcomes`."""
         self._steps = 0
         self.waited = 0.0
         """Seconds in which nothing could be drawn because every rollout waited for its environment."""
@@ -103,9 +105,10 @@ class Episodes:
             self._steps += 1
         elif not over:
             over = self._wait()
+        found = [replace(rollout, outcomes=self._outcomes.get(rollout.name, ())) for rollout in over]
         for rollout in over:
             self._forget(rollout.name)
-        return over
+        return found
 
     def drop(self, names: Collection[Name]) -> None:
         """Give up rollouts."""
@@ -116,6 +119,7 @@ class Episodes:
     def _forget(self, name: Name) -> None:
         del self._requests[name]
         self._asked.pop(name, None)
+        self._outcomes.pop(name, None)
         if self._runner is not None:
             self._runner.end(name)
 
@@ -164,6 +168,8 @@ class Episodes:
         rollout = self._asked.pop(name).rollout
         if isinstance(answer, Failure):
             return self._end(_failed(rollout, answer))
+        if answer.outcome:
+            self._outcomes[name] = (*self._outcomes.get(name, ()), answer.outcome)
         if answer.done:
             stop = rollout.stop if rollout.stop is StopReason.EOS else StopReason.DONE
             return self._end(replace(rollout, stop=stop, reward=answer.reward))
@@ -202,7 +208,14 @@ class Episodes:
         rollouts: list[dict[str, Any]] = []
         for name, request in self._requests.items():
             state = None if self._runner is None else dict(self._runner.state(name))
-            rollouts.append({"name": name_to_json(name), "request": requests.index(request), "environment": state})
+            rollouts.append(
+                {
+                    "name": name_to_json(name),
+                    "request": requests.index(request),
+                    "environment": state,
+                    "outcomes": list(self._outcomes.get(name, ())),
+                }
+            )
         asked = [
             {"rollout": rollout_to_json(asked.rollout), "turn": asked.turn, "due": asked.due}
             for asked in self._asked.values()
@@ -229,6 +242,8 @@ class Episodes:
         for stored in found.state["rollouts"]:
             name, request = name_from_json(stored["name"]), requests[stored["request"]]
             self._requests[name] = request
+            if stored["outcomes"]:
+                self._outcomes[name] = tuple(stored["outcomes"])
             if self._runner is not None:
                 self._runner.begin(name, problems[name.problem_key], _key(request, name), stored["environment"])
         for stored in found.state["asked"]:

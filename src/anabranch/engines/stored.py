@@ -45,7 +45,8 @@ def rollout_to_json(rollout: Rollout) -> Json:
 def rollout_from_json(stored: Mapping[str, Any]) -> Rollout:
     """The inverse of `rollout_to_json`."""
     graph = StreamGraph(tuple(_segment_from_json(segment) for segment in stored["graph"]))
-    return Rollout(**{**stored, "stop": StopReason(stored["stop"]), "graph": graph})
+    changed = {"stop": StopReason(stored["stop"]), "graph": graph, "outcomes": tuple(stored["outcomes"])}
+    return Rollout(**{**stored, **changed})
 
 
 def _segment_to_json(segment: Segment) -> Json:

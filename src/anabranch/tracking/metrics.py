@@ -236,6 +236,7 @@ def _registry() -> Iterable[Metric]:
         "environment",
         ("turns", "turns", "Mean number of times that the model had the word. Only with `environment`, as this group."),
         ("turns_max", "turns", "Largest.", "int"),
+        ("calls/<outcome>", "calls", "Calls of a tool that went so, see docs/environments.md.", "int"),
         ("observed_tokens", "share", "Tokens of all answers that the environment wrote: never trained."),
     )
     yield from _group(

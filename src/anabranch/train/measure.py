@@ -186,11 +186,13 @@ def _order(experience: Experience) -> Record:
 def _turns(experience: Experience) -> Record:
     """How answers went about their environment."""
     rollouts = experience.rollouts
+    outcomes = Counter(outcome for rollout in rollouts for outcome in rollout.outcomes)
     observed = sum(rollout.num_answer_tokens - rollout.graph.num_trained for rollout in rollouts)
     return {
         "turns": float(np.mean([rollout.turns for rollout in rollouts])),
         "turns_max": max(rollout.turns for rollout in rollouts),
         "observed_tokens": observed / sum(rollout.num_answer_tokens for rollout in rollouts),
+        **{f"calls/{outcome}": count for outcome, count in sorted(outcomes.items())},
     }
 
 
