@@ -25,6 +25,8 @@ class Observation:
     """The rollout ends with this turn, and `text` is not shown to the model any more."""
     reward: float | None = None
     """In [0, 1], of the whole rollout; read if `done`. None: the task's checker judges what the model wrote."""
+    outcome: str = ""
+    """For counting, e.g. `timeout`: how the call of a tool went. Empty: nothing to count."""
 
 
 class Environment(Protocol):
