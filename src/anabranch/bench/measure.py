@@ -34,6 +34,7 @@ VARIABLES = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "LD_PRELOAD",
 UNITS = {
     "seconds": "seconds",
     "cpu_seconds": "seconds",
+    "drawn_seconds": "seconds",
     "samples_per_second": "answers/s",
     "computed_tokens": "tokens",
     "computed_tokens_per_second": "tokens/s",

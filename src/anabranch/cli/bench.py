@@ -173,3 +173,27 @@ def scale(
         repeats=repeats,
         path=json,
     )
+
+
+@bench.command()
+def waiting(
+    model: Model = "small-aligned",
+    prompts: Annotated[int, typer.Option(min=1, help="Problems of a batch.")] = 3,
+    answers: Annotated[int, typer.Option(min=2, help="Answers to each of them: the group.")] = 8,
+    oversample: Annotated[
+        float, typer.Option(min=0, help="How much more than a batch is in flight, as a share of it.")
+    ] = 1.0,
+    slow: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, help="Share of slow calls; may be given several times. Default: 0.25 and 0."),
+    ] = None,
+    scale: Annotated[float, typer.Option(min=0, help="Seconds slept for each second drawn.")] = 0.02,
+    warmup: Warmup = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 10,
+    json: Json = None,
+) -> None:
+    """Tools that take their time: batches of whole groups against batches of the answers that come first."""
+    from anabranch.bench import waiting as measure
+
+    asked = measure.Waiting(prompts, answers, oversample, tuple(slow or (0.25, 0.0)), scale)
+    measure.waiting(model, asked, warmup=warmup, repeats=repeats, path=json)

@@ -90,7 +90,7 @@ class Episodes:
             name = Name(request.problem_key, request.step, sample)
             self._requests[name] = request
             if self._runner is not None:
-                self._runner.begin(name, problem, _key(request, name))
+                self._runner.begin(name, problem, environment_key(request, name))
 
     def advance(self) -> list[Rollout]:
         """Do a little; returns the rollouts that are over. Something is in flight.
@@ -245,7 +245,9 @@ class Episodes:
             if stored["outcomes"]:
                 self._outcomes[name] = tuple(stored["outcomes"])
             if self._runner is not None:
-                self._runner.begin(name, problems[name.problem_key], _key(request, name), stored["environment"])
+                self._runner.begin(
+                    name, problems[name.problem_key], environment_key(request, name), stored["environment"]
+                )
         for stored in found.state["asked"]:
             rollout = rollout_from_json(stored["rollout"])
             self._asked[rollout.name] = _Asked(rollout, stored["turn"], stored["due"])
@@ -253,7 +255,7 @@ class Episodes:
                 self._runner.step(rollout.name, stored["turn"])
 
 
-def _key(request: Request, name: Name) -> tuple[int, ...]:
+def environment_key(request: Request, name: Name) -> tuple[int, ...]:
     """Whole numbers >= 0 that no other rollout has, for the randomness of an environment."""
     problem = hashlib.blake2b(name.problem_key.encode(), digest_size=8).digest()
     evaluated = int(request.step < 0)  # evaluations have a step below 0
