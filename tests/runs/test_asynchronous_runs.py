@@ -30,6 +30,8 @@ SINGLE = (
     "save={every: 2, keep: 9}",
 )
 """6 of 12 rollouts in flight a step."""
+ACTING = (f"{ON}.schedule=counted", "environment={kind: latency, stop: b, reply: c, turns: 3, scale: 0.0001}")
+"""Rollouts wait for something between their turns."""
 GROUPS = (*SINGLE[:1], SINGLE[5], "rollout.max_new_tokens=24", "data.limit=20", "steps=4", "save={every: 2, keep: 9}")
 
 
@@ -125,22 +127,45 @@ def test_with_keys_that_are_computed_anew_other_tokens_are_drawn(done, single, t
     assert anew != kept
 
 
-@pytest.mark.parametrize("keys", ["keep", "recompute"])
-def test_a_killed_run_finds_what_was_in_flight_again(live, single, same_run, tmp_path, keys):
-    recipe = apply(single, [f"{ON}.keys={keys}"])
+@pytest.mark.parametrize(("changes", "deaths"), [(ACTING, 3), ((f"{ON}.keys=recompute",), 1)])
+def test_a_killed_run_finds_what_was_in_flight_again(live, single, same_run, tmp_path, changes, deaths):
+    recipe = apply(single, changes)
     start(recipe, tmp_path / "whole")
     run = tmp_path / "run"
     kills = [
         {"phase": {"phase": "rl: generating: 4", "count": 3, "delay": 0.0}},
         {"phase": {"phase": "rl: training 2/2", "count": 2, "delay": 0.0}},
         {"operation": ("open", ".partial-step-000004/manifest.json")},  # what is in flight is written, the proof is not
-        {},
     ]
-    for number, kill in enumerate(kills):
+    for number, kill in enumerate([*kills[-deaths:], {}]):
         life = {} if (run / "recipe.yaml").exists() else {"recipe": to_yaml(recipe)}
         code = live(path=run, log=tmp_path / f"log-{number}", **life, **kill)
         assert code == (KILLED if kill else 0), (tmp_path / f"log-{number}").read_text()
     same_run(tmp_path / "whole", run, logs=("rollouts",))
+
+
+def test_answers_act_and_what_they_are_told_is_not_trained(single, tmp_path):
+    start(apply(single, ACTING), tmp_path / "run")
+    answers = list(read_jsonl(tmp_path / "run" / "rollouts.jsonl"))
+    acted = [answer for answer in answers if answer.get("turns", 1) > 1]
+    assert acted
+    for answer in acted:
+        assert answer["answer"].count("bc") >= answer["turns"] - 1
+    for record in metrics(tmp_path / "run"):
+        here = [answer for answer in answers if answer["step"] == record["step"]]
+        told = sum(answer.get("turns", 1) - 1 for answer in here)  # a character each
+        assert record["observed_tokens"] == pytest.approx(told / sum(answer["tokens"] for answer in here))
+        assert record["turns"] == pytest.approx(1 + told / len(here))
+        assert record["sampled_tokens"] == sum(answer["tokens"] for answer in here) - told
+
+
+def test_a_step_that_waits_for_all_of_its_own_acts_too(make_recipe, tmp_path):
+    recipe = make_recipe("rollout.max_new_tokens=24", ACTING[1], "steps=2", SINGLE[5], preset="lite_ppo")
+    start(recipe, tmp_path / "run")
+    for record in metrics(tmp_path / "run"):
+        assert record["turns_max"] > 1
+        assert record["time/wait"] >= 0
+        assert "staleness" not in record
 
 
 def test_a_run_that_is_made_longer_is_the_run_that_was_longer_at_once(done, single, same_run, tmp_path):
