@@ -132,7 +132,11 @@ def test_spo_has_the_sizes_of_its_paper():
     assert (paper.optim.weight_decay, paper.optim.betas, paper.optim.grad_clip) == (0.01, (0.9, 0.999), 1.0)
     assert (repeated.rollout.prompts, repeated.rollout.per_problem) == (256, 8)
     assert paper.data.config == "en"
-    differs = {path for path, _, _ in difference(paper, repeated)}
+    tool = paper.environment
+    assert (tool.kind, tool.turns, tool.timeout, tool.memory_mb, tool.output_chars) == ("python", 8, 30.0, 1024, 256)
+    ahead = repeated.rollout.asynchronous
+    assert (paper.rollout.asynchronous, ahead.oversample, ahead.leftover) == (None, 0.5, "continue")
+    differs = {path for path, _, _ in difference(paper, repeated) if not path.startswith("rollout.asynchronous")}
     assert differs == {"rollout.prompts", "rollout.per_problem", "algorithm.tracker.duplicates"}
 
 
