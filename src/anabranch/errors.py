@@ -7,6 +7,7 @@
     ├── GraphError (ValueError)         a stream graph breaks a rule of `anabranch.structure`
     ├── ShapeError (ValueError)         an array does not have the shape its name promises
     ├── EngineError (RuntimeError)      an engine cannot do what it was asked
+    ├── WorldError (RuntimeError)       an environment cannot be opened, or fails in a rollout
     ├── ProbeError (RuntimeError)       a start-of-run probe found a run that could not learn
     ├── StarvationError (RuntimeError)  dynamic sampling found too few groups that teach
     ├── TrainingError (RuntimeError)    an optimizer step cannot be taken; the weights are as they were before it
@@ -46,6 +47,10 @@ class ShapeError(AnabranchError, ValueError):
 
 class EngineError(AnabranchError, RuntimeError):
     """An engine cannot do what it was asked."""
+
+
+class WorldError(AnabranchError, RuntimeError):
+    """An environment cannot be opened, or fails in a rollout."""
 
 
 class ProbeError(AnabranchError, RuntimeError):

@@ -16,7 +16,7 @@ GRPO = load("grpo")
         (
             "rollout.per_prompt=4",
             "rollout.per_prompt: found an unknown key, but rollout has only: prompts, per_problem, temperature, top_p, "
-            "top_k, max_new_tokens, stop_strings, dynamic\n  fix: rollout.per_problem=4",
+            "top_k, max_new_tokens, stop_strings, asynchronous, dynamic\n  fix: rollout.per_problem=4",
         ),
         (
             "optm.lr=2e-6",
@@ -36,7 +36,7 @@ GRPO = load("grpo")
         ),
         (
             "data.kind=jsnl",
-            "data.kind: found jsnl, but must be one of: reasoning_gym, jsonl, hub\n  fix: data.kind=jsonl",
+            "data.kind: found jsnl, but must be one of: reasoning_gym, jsonl, hub, verifiers\n  fix: data.kind=jsonl",
         ),
         ("data.kind=jsonl", "data.path: found nothing, but it must be given\n  fix: data.path=..."),
         ("data.path=", 'data.path: found "", but must not be empty\n  fix: data.path=...'),
@@ -77,7 +77,7 @@ GRPO = load("grpo")
         ("answer.extract=[]", "answer.extract: found [], but must not be empty\n  fix: answer.extract=[boxed, "),
         ("data.options.when=2020-01-01", "data.options.when: found datetime.date(2020, 1, 1), but must be plain data"),
         ("name=a/b", "name: found a/b, but must be made of letters, digits, '.', '-' and '_'"),
-        ("data={1: x}", "data: found no kind, but one is needed: reasoning_gym, jsonl, hub\n"),
+        ("data={1: x}", "data: found no kind, but one is needed: reasoning_gym, jsonl, hub, verifiers\n"),
     ],
 )
 def test_the_message_in_full(change, message):

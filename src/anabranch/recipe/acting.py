@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from anabranch.errors import explain
-from anabranch.recipe.environment import Calculator, Latency, PythonTool
+from anabranch.recipe.environment import Calculator, Latency, PythonTool, Verifiers
 from anabranch.recipe.tree import Recipe
 
 REACH = 8.0
@@ -31,7 +31,7 @@ def _marks(recipe: Recipe) -> Iterator[str]:
             opening, closing = recipe.environment.open, recipe.environment.close
         case Latency():
             opening, closing = "", recipe.environment.stop
-        case None:
+        case Verifiers() | None:
             return
     for index, stop in enumerate(recipe.rollout.stop_strings):
         where, fix = f"rollout.stop_strings.{index}", "rollout.stop_strings=[], or environment=null"

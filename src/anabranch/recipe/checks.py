@@ -12,6 +12,7 @@ from anabranch.errors import RecipeError, explain
 from anabranch.recipe.acting import ACTING
 from anabranch.recipe.asynchronous import ASYNCHRONOUS, surprises
 from anabranch.recipe.collecting import COLLECTING
+from anabranch.recipe.foreign import FOREIGN
 from anabranch.recipe.tracking import TRACKING
 from anabranch.recipe.tree import WORKED, HubDataset, JsonLines, Kl, Mismatch, ReasoningGym, Recipe
 
@@ -26,7 +27,8 @@ def check(recipe: Recipe) -> None:
         RecipeError: with every problem found, each as where, found, needed, fix.
     """
     topics = (_groups, _spread, _kl, _mismatch, _overlong, _loss, _training, _data, _evaluation, _cold_start)
-    problems = [text for topic in (*topics, *COLLECTING, *TRACKING, *ACTING, *ASYNCHRONOUS) for text in topic(recipe)]
+    all_topics = (*topics, *COLLECTING, *TRACKING, *ACTING, *FOREIGN, *ASYNCHRONOUS)
+    problems = [text for topic in all_topics for text in topic(recipe)]
     if problems:
         raise RecipeError("\n".join(problems))
 

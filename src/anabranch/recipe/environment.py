@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictFloat, StrictInt
+from pydantic import Field, JsonValue, StrictFloat, StrictInt
 
 from anabranch.recipe.part import Part
 
@@ -87,4 +87,30 @@ class Latency(Part):
     """Seconds slept for each second drawn."""
 
 
-EnvironmentSettings = Annotated[PythonTool | Calculator | Latency, Field(discriminator="kind")]
+class Verifiers(Part):
+    """An environment of the `verifiers` package, version 0.4 or newer (extra `verifiers`): its own loop, tools and
+    rewards, with the model as one of its agents. Its problems are `data={kind: verifiers, taskset: NAME}`.
+    """
+
+    kind: Literal["verifiers"] = "verifiers"
+    """An environment of the `verifiers` package."""
+    taskset: str = Field(min_length=1)
+    """Name of the installed package that has its tasks, as for `vf-eval`."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Settings as the package's `EnvConfig` has them: `taskset` with its own (those of `data.options`), `id` of an
+    environment that plays the taskset, and one entry for each agent, with `harness`, `runtime` and the like."""
+    role: str = ""
+    """Which agent the model is; empty: the only one. All others need a model and a client of their own."""
+    turns: StrictInt = Field(8, ge=1)
+    """Most turns of the model; behind the last the environment ends, and gives its reward."""
+    seconds: StrictFloat = Field(60.0, gt=0)
+    """Deadline of the environment for an answer to a turn, and for its start."""
+    lowest: StrictFloat = 0.0
+    """The sum of rewards that counts as 0. A lower one ends the rollout as failed."""
+    highest: StrictFloat = 1.0
+    """The sum of rewards that counts as 1; between both it is scaled. A higher one ends the rollout as failed."""
+    output_chars: StrictInt = Field(4096, ge=16)
+    """Longest message that the model reads; a longer one loses its middle."""
+
+
+EnvironmentSettings = Annotated[PythonTool | Calculator | Latency | Verifiers, Field(discriminator="kind")]

@@ -81,7 +81,24 @@ class HubDataset(Part):
     """Use only the first so many rows."""
 
 
-Data = Annotated[ReasoningGym | JsonLines | HubDataset, Field(discriminator="kind")]
+class VerifiersTasks(Part):
+    """Tasks of an environment of the `verifiers` package (extra `verifiers`), judged by the environment's own rewards:
+    `environment={kind: verifiers, taskset: NAME}` has the same name.
+    """
+
+    kind: Literal["verifiers"] = "verifiers"
+    """Tasks of an environment of the `verifiers` package."""
+    taskset: str = Field(min_length=1)
+    """Name of the installed package that has the tasks, as for `vf-eval`."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Settings of the taskset."""
+    skip: StrictInt = Field(0, ge=0)
+    """Leave out the first so many tasks."""
+    limit: StrictInt | None = Field(None, ge=1)
+    """Use only so many; None: all, of a taskset that ends."""
+
+
+Data = Annotated[ReasoningGym | JsonLines | HubDataset | VerifiersTasks, Field(discriminator="kind")]
 
 
 class Prompt(Part):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
-from anabranch.recipe.environment import Calculator, EnvironmentSettings, Latency, PythonTool
+from anabranch.recipe.environment import Calculator, EnvironmentSettings, Latency, PythonTool, Verifiers
 from anabranch.recipe.method import (
     Algorithm,
     Asynchronous,
@@ -36,6 +36,7 @@ from anabranch.recipe.problems import (
     Model,
     Prompt,
     ReasoningGym,
+    VerifiersTasks,
 )
 from anabranch.recipe.reward import Constant, CosineLength, Cycle, Reward, RewardTerm
 from anabranch.recipe.training import (
@@ -90,6 +91,8 @@ __all__ = [
     "Tracker",
     "Train",
     "Uniform",
+    "Verifiers",
+    "VerifiersTasks",
 ]
 
 

@@ -10,7 +10,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, ClassVar
 
 from anabranch.errors import DataError, explain
-from anabranch.recipe.tree import Answer, Data, HubDataset, JsonLines, ReasoningGym
+from anabranch.recipe.tree import Answer, Data, HubDataset, JsonLines, ReasoningGym, VerifiersTasks
 from anabranch.records import Problem, Reason, Verdict
 from anabranch.tasks import answers
 
@@ -62,6 +62,8 @@ class Checker(ABC):
 
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules worth importing once for all workers."""
+    provable: ClassVar[bool] = True
+    """Whether a gold answer proves that it works (`self_check`). False: it judges nothing by itself."""
 
     @abstractmethod
     def __call__(self, problem: Problem, text: str) -> Verdict:
@@ -150,7 +152,7 @@ def open_task(data: Data, answer: Answer) -> Task:
         DataError: the data cannot be read, is empty or malformed, or needs an extra that is not installed.
     """
     # Imported here: these modules import this one.
-    from anabranch.tasks import files, hub, reasoning_gym
+    from anabranch.tasks import files, hub, reasoning_gym, verifiers_env
 
     match data:
         case ReasoningGym():
@@ -159,6 +161,8 @@ def open_task(data: Data, answer: Answer) -> Task:
             return files.open_jsonl(data, answer)
         case HubDataset():
             return hub.open_hub(data, answer)
+        case VerifiersTasks():
+            return verifiers_env.open_verifiers(data, answer)
 
 
 def spread(problems: tuple[Problem, ...], count: int) -> tuple[Problem, ...]:
@@ -182,6 +186,8 @@ def self_check(task: Task, judge: Judge, count: int) -> None:
     Raises:
         DataError: one of the three fails; names the problems.
     """
+    if not task.checker.provable:
+        return
     sample = spread(task.problems, count)
     extract = task.checker.extract
     gold = judge.judge_all([(problem, answers.written(problem.answer, extract)) for problem in sample])
