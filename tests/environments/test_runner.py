@@ -218,8 +218,8 @@ async def _sleep(environment, text):
         await asyncio.sleep(LONG)
 
 
-@pytest.mark.parametrize(("method", "world"), [("step", World(_sleep, seconds=0.2)),
-                                               ("reset", World(reset=_sleep, seconds=0.2))])  # fmt: skip
+@pytest.mark.parametrize(("method", "world"), [("step", World(_sleep, seconds=1.0)),
+                                               ("reset", World(reset=_sleep, seconds=1.0))])  # fmt: skip
 def test_a_method_that_takes_too_long_is_a_timeout(method, world):
     assert failing(world) == Failure("timeout", f"{method} did not answer within 1 s")
 

@@ -25,8 +25,8 @@ FAILED, NO_MEMORY, BROKEN_WALLS = 86, 87, 85
 """Exit codes."""
 GRACE = 10
 """Seconds beyond the limit after which a script that nobody killed ends itself."""
-PROCESSES = 32
-"""Most processes and threads of a script in namespaces."""
+PROCESSES = 16
+"""Most processes and threads of a script in namespaces. Each may use as much memory as the script."""
 FILE_BYTES = 16 * 2**20
 """Largest file."""
 FOLDER_BYTES = 64 * 2**20

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 from anabranch.environments.inside import BROKEN_WALLS, FAILED, NO_MEMORY
 from anabranch.errors import EngineError, explain
@@ -133,34 +134,51 @@ class Sandbox:
         """
         folder = tempfile.mkdtemp(prefix="anabranch-")
         try:
-            process = await asyncio.create_subprocess_exec(
-                *_command(self.walls, folder, self.limits),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env=dict(CALM),
-                start_new_session=True,
-            )
+            with tempfile.TemporaryFile() as source:
+                source.write(script.encode("utf-8", "replace"))
+                source.seek(0)
+                process, output, pipe = await self._start(folder, source)
             try:
-                return await self._watch(process, script)
+                return await self._watch(process, output)
             finally:
+                pipe.close()
                 await self._end(process)
         finally:
             await _remove(folder, self.walls)
 
-    async def _watch(self, process: asyncio.subprocess.Process, script: str) -> Ran:
-        """Feed it, read it, wait for it."""
-        assert process.stdin is not None and process.stdout is not None
+    async def _start(
+        self, folder: str, source: IO[bytes]
+    ) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.ReadTransport]:
+        """The process, and what it writes. The pipe is ours, so that nothing waits for those who hold its other end."""
+        read_end, write_end = os.pipe()
+        output = asyncio.StreamReader()
+        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(output), os.fdopen(read_end, "rb")
+        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *_command(self.walls, folder, self.limits),
+                stdin=source,
+                stdout=write_end,
+                stderr=write_end,
+                cwd=folder,
+                env=dict(CALM),
+                start_new_session=True,
+            )
+        except BaseException:
+            pipe.close()
+            raise
+        finally:
+            os.close(write_end)
+        return process, output, pipe
+
+    async def _watch(self, process: asyncio.subprocess.Process, output: asyncio.StreamReader) -> Ran:
+        """Read what it writes, and wait for it."""
         chunks: list[bytes] = []
         size, stopped = 0, None
         try:
             async with asyncio.timeout(self.limits.timeout):
-                with contextlib.suppress(ConnectionError):  # it has ended already: its exit code says why
-                    process.stdin.write(script.encode("utf-8", "replace"))
-                    await process.stdin.drain()
-                    process.stdin.close()
-                while size <= self.limits.output_bytes and (chunk := await process.stdout.read(CHUNK)):
+                while size <= self.limits.output_bytes and (chunk := await output.read(CHUNK)):
                     chunks.append(chunk)
                     size += len(chunk)
                 if size > self.limits.output_bytes:
@@ -169,10 +187,8 @@ class Sandbox:
                     await process.wait()
         except TimeoutError:
             stopped = Outcome.TIMEOUT, f"still running after {self.limits.timeout:g} s"
-        output = b"".join(chunks)[: self.limits.output_bytes].decode("utf-8", "replace")
-        if stopped is not None:
-            return Ran(stopped[0], output, stopped[1])
-        return self._ended(process.returncode, output)
+        text = b"".join(chunks)[: self.limits.output_bytes].decode("utf-8", "replace")
+        return self._ended(process.returncode, text) if stopped is None else Ran(stopped[0], text, stopped[1])
 
     def _ended(self, code: int | None, output: str) -> Ran:
         """What an exit code says."""
@@ -212,29 +228,32 @@ class Sandbox:
 
 
 def find_walls() -> Walls:
-    """The best walls that hold on this system, found by running a script between them. Takes a tenth of a second."""
+    """The best walls that hold on this system. Takes a tenth of a second where namespaces can be had."""
     if sys.platform != "linux":
         return Walls.HOOK
-    for walls in (Walls.ROOT, Walls.USER) if os.geteuid() == 0 else (Walls.USER,):
-        folder = tempfile.mkdtemp(prefix="anabranch-")
-        try:
-            tried = subprocess.run(
-                _command(walls, folder, Limits(timeout=PROBE_SECONDS)),
-                input=b"import decimal, json, random\nprint(6 * 7)",
-                capture_output=True,
-                cwd=folder,
-                env=dict(CALM),
-                start_new_session=True,
-                timeout=PROBE_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            continue
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        if tried.returncode == 0 and tried.stdout == b"42\n":
-            return walls
-    return Walls.HOOK
+    best = Walls.ROOT if os.geteuid() == 0 else Walls.USER  # in USER, root would have no limit on processes
+    return best if hold(best) else Walls.HOOK
+
+
+def hold(walls: Walls) -> bool:
+    """Whether a script can be run between these walls, found by doing so."""
+    folder = tempfile.mkdtemp(prefix="anabranch-")
+    try:
+        tried = subprocess.run(
+            _command(walls, folder, Limits(timeout=PROBE_SECONDS)),
+            input=b"import decimal, json, random\nprint(6 * 7)",
+            capture_output=True,
+            cwd=folder,
+            env=dict(CALM),
+            start_new_session=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return tried.returncode == 0 and tried.stdout == b"42\n"
 
 
 def _command(walls: Walls, folder: str, limits: Limits) -> list[str]:
