@@ -131,7 +131,7 @@ def test_forged_tags_are_defused_end_to_end():
 
 
 def test_the_limit_on_scripts_at_a_time_holds_and_the_wait_is_not_a_timeout():
-    """Eight scripts of a second, two at a time: the last wait longer than the deadline of 4 s, but the clock stands still."""
+    """Eight scripts of a second, two at a time: the last wait for longer than the deadline of 4 s."""
     world = PythonWorld(PythonTool(workers=2))
     world.seconds = 4.0
     running, most = 0, 0

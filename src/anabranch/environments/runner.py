@@ -45,7 +45,8 @@ LINGER_SECONDS = 1.0
 
 
 class Runner:
-    """Runs the environments of a world. A context manager; its methods may be called from any thread.
+    """Runs the environments of a world, one for each rollout. A context manager; its methods may be called from any
+    thread.
 
     Args:
         world: makes the environments. Closed with the runner.
@@ -115,7 +116,7 @@ class Runner:
             else:
                 rollout.thread.post(lambda: rollout.inbox.put_nowait(text))
 
-    def results(self, timeout: float | None) -> list[tuple[Hashable, Observation | Failure]]:
+    def results(self, timeout: float | None) -> list[tuple[Any, Observation | Failure]]:
         """The answers that have come and were not fetched, in the order in which they came.
 
         Args:
@@ -342,7 +343,7 @@ class Runner:
 class _Rollout:
     """One name between `begin` and `end`."""
 
-    name: Hashable
+    name: Any
     problem: Problem
     key: tuple[int, ...]
     thread: LoopThread

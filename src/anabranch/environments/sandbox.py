@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import IO
 
 from anabranch.environments.inside import BROKEN_WALLS, FAILED, NO_MEMORY
-from anabranch.errors import EngineError, explain
+from anabranch.errors import WorldError, explain
 
 PROGRAM = Path(__file__).with_name("inside.py")
 CHUNK = 65536
@@ -116,13 +116,13 @@ class Sandbox:
         walls: what holds them; None: the best that this system has.
 
     Raises:
-        EngineError: the system is Windows.
+        WorldError: the system is Windows.
     """
 
     def __init__(self, limits: Limits = Limits(), walls: Walls | None = None) -> None:
         if sys.platform == "win32":
             need = "scripts of a model are run only where processes can be limited: Linux, or macOS with less"
-            raise EngineError(explain("environment.kind", "python on Windows", need, "environment=null"))
+            raise WorldError(explain("environment.kind", "python on Windows", need, "environment=null"))
         self.limits = limits
         self.walls = find_walls() if walls is None else walls
 
@@ -130,7 +130,7 @@ class Sandbox:
         """Run a script, and end all that it started.
 
         Raises:
-            EngineError: the walls cannot be put up.
+            WorldError: the walls cannot be put up.
         """
         folder = tempfile.mkdtemp(prefix="anabranch-")
         try:
@@ -202,7 +202,7 @@ class Sandbox:
             return Ran(Outcome.MEMORY, output, f"more than {self.limits.memory_mb} MiB of memory")
         if code == BROKEN_WALLS:
             need = f"the sandbox could not be made ({self.walls})"
-            raise EngineError(explain("environment", output.strip(), need, "environment=null"))
+            raise WorldError(explain("environment", output.strip(), need, "environment=null"))
         if number == signal.SIGXCPU:
             return Ran(Outcome.TIMEOUT, output, "too much processor time")
         if number in signal.valid_signals():

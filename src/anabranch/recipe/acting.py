@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from anabranch.errors import explain
 from anabranch.recipe.environment import Calculator, Latency, PythonTool, Verifiers
+from anabranch.recipe.text import inline
 from anabranch.recipe.tree import Recipe
 
 REACH = 8.0
@@ -15,11 +16,12 @@ EXPRESSION = frozenset("0123456789.+-*/^() ")
 
 
 def _turns(recipe: Recipe) -> Iterator[str]:
-    """A turn has one token at least."""
-    if recipe.environment is not None and recipe.environment.turns > recipe.rollout.max_new_tokens:
-        limit = recipe.rollout.max_new_tokens
+    """A turn has one token at least. The usual number is not refused: it is only never reached."""
+    environment, limit = recipe.environment, recipe.rollout.max_new_tokens
+    usual = None if environment is None else type(environment).model_fields["turns"].default
+    if environment is not None and environment.turns > limit and environment.turns != usual:
         need = f"an answer has at most {limit} tokens (rollout.max_new_tokens), and a turn at least one"
-        yield explain("environment.turns", recipe.environment.turns, need, f"environment.turns={limit}")
+        yield explain("environment.turns", environment.turns, need, f"environment.turns={limit}")
 
 
 def _marks(recipe: Recipe) -> Iterator[str]:
@@ -38,7 +40,7 @@ def _marks(recipe: Recipe) -> Iterator[str]:
         cut = next((mark for mark in (opening, closing) if stop in mark), None)
         if cut is not None:
             yield explain(where, stop, f"it would end every answer at {cut!r}, which the environment waits for", fix)
-        elif closing in stop:
+        elif closing and closing in stop:
             yield explain(where, stop, f"a turn ends at {closing!r} before this can be complete", fix)
 
 
@@ -65,6 +67,13 @@ def _latency(recipe: Recipe) -> Iterator[str]:
     latency, usual = recipe.environment, Latency()
     if not isinstance(latency, Latency):
         return
+    if not latency.stop:
+        for name in ("turns", "reply"):
+            found, default = dict(latency)[name], dict(usual)[name]
+            if found != default:
+                fix = f"environment.stop='{usual.stop}', or environment.{name}={inline(default)}"
+                need = "without environment.stop an answer has one turn, and nothing follows it"
+                yield explain(f"environment.{name}", found, need, fix)
     unread: tuple[str, ...] = ()
     why = "no call is slow (environment.slow_share=0)"
     if latency.slow_share == 0:

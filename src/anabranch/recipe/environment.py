@@ -22,7 +22,7 @@ class PythonTool(Part):
     kind: Literal["python"] = "python"
     """A Python interpreter."""
     turns: StrictInt = Field(8, ge=1)
-    """Most scripts an answer."""
+    """Most turns an answer, the last one included."""
     timeout: StrictFloat = Field(30.0, gt=0, le=3600)
     """Seconds of wall clock a script; then it is killed, and the model reads that."""
     memory_mb: StrictInt = Field(1024, ge=64)
@@ -42,11 +42,11 @@ class Calculator(Part):
 
     kind: Literal["calculator"] = "calculator"
     """A calculator."""
-    turns: StrictInt = Field(8, ge=1)
-    """Most expressions an answer."""
+    turns: StrictInt = Field(16, ge=1)
+    """Most turns an answer, the last one included."""
     open: str = "<calc>"
-    """Stands before an expression. Empty: an expression is what stands before `close` on the same line, so that `=`
-    alone as `close` fills in the results of a model that knows no tags."""
+    """Stands before an expression. Empty: an expression is what stands before `close` and could be one, so that `=`
+    as `close`, with reply ` {}`, fills in the results of a model that knows no tags."""
     close: str = Field("</calc>", min_length=1)
     """Ends an expression, and with it the turn."""
     reply: str = "<result>{}</result>"
@@ -56,7 +56,7 @@ class Calculator(Part):
 
 
 class Latency(Part):
-    """A world that only takes time: every call really sleeps, and then lets the model go on.
+    """A world that only takes time: every call really sleeps, and then the model goes on.
 
     How long is drawn from a mixture of two normal distributions, many fast calls and a few slow ones, from the key of
     the answer and the number of the call: the same answer always waits equally long. The defaults are a mixture that
@@ -65,10 +65,11 @@ class Latency(Part):
 
     kind: Literal["latency"] = "latency"
     """A world that only takes time."""
-    turns: StrictInt = Field(1, ge=1)
-    """Most calls an answer."""
-    stop: str = Field("=", min_length=1)
-    """A turn ends with it; one without it is the last."""
+    turns: StrictInt = Field(16, ge=1)
+    """Most turns an answer, the last one included."""
+    stop: str = "="
+    """A turn ends with it, and calls; one without it is the last, and calls nothing. Empty: an answer has one turn, and
+    calls when it ends by itself."""
     reply: str = Field(" ", min_length=1)
     """What the model reads after the wait. The default, a space after an equals sign, is what it would write itself."""
     mean: StrictFloat = Field(100.0, ge=0)
