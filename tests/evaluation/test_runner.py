@@ -51,12 +51,19 @@ class Interrupted(TorchEngine):
 
     answers_left = 0
 
-    def generate(self, requests):
-        for rollout in super().generate(requests):
-            if self.answers_left == 0:
+    def open(self, **options):
+        stream = super().open(**options)
+        advance = stream.advance
+
+        def some():
+            found = advance()
+            self.answers_left -= len(found)
+            if self.answers_left < 0:
                 raise KeyboardInterrupt
-            self.answers_left -= 1
-            yield rollout
+            return found
+
+        stream.advance = some
+        return stream
 
 
 @pytest.fixture(scope="module", autouse=True)

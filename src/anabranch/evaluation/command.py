@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from anabranch.engines.episodes import Answerer
+from anabranch.engines.opening import environments
 from anabranch.engines.requests import Asker
 from anabranch.engines.torch_engine import TorchEngine
-from anabranch.environments.opening import running
-from anabranch.environments.runner import Runner
 from anabranch.errors import DataError, explain
 from anabranch.evaluation.folder import EvaluationFolder, digest, weights_digest
 from anabranch.evaluation.held_out import held_out_problems
@@ -59,12 +58,11 @@ def evaluate(recipe: Recipe, checkpoint: Path | None, folder: Path) -> None:
         EvaluationFolder(folder) as place,
         make_display(sys.stdout) as display,
         Judge(data.task.checker, *limits) as judge,
-        running(recipe.environment) as runner,
     ):
         gold = _submit_gold(data, judge)
         prepare(source, display)
         display.phase(f"loading {source}")
-        result = _measure(recipe, recipe.evaluation, source, data, place, judge, gold, runner, display)
+        result = _measure(recipe, recipe.evaluation, source, data, place, judge, gold, display)
         place.write_result(result)
         _show(recipe, result, display)
         display.note(f"written to {folder}: answers.jsonl, result.json")
@@ -131,7 +129,6 @@ def _measure(
     place: EvaluationFolder,
     judge: Judge,
     gold: Sequence[Future[Verdict]],
-    runner: Runner | None,
     display: Display,
 ) -> dict[str, Any]:
     """Load the model, answer what is not answered yet, and compute the numbers of `result.json`."""
@@ -140,23 +137,26 @@ def _measure(
     device = torch.device(compute.device)
     tokenizer = load_tokenizer(source)
     model = load_streaming(source, choose_dtype(compute.dtype, device), device)
-    asker = Asker(recipe, tokenizer, model, None if runner is None else runner.world)
-    asker.check(data.problems)
-    refused = _refused(data, gold)
-    wanted = settings_of(recipe, settings.samples, data.task, data.problems, asker) | {"weights": weights_digest(model)}
-    place.begin(wanted, compute.model_dump(include={"device", "dtype", "threads"}), source)
-    display.note(f"{source}: {compute.dtype} on {compute.device}, {compute.threads} threads")
-    display.note(f"{data.task.name}: {len(data.problems)} problems, {settings.samples} answers each")
-    engine = TorchEngine(model, tokenizer, max_rows=recipe.engine.max_rows, kv_gb=recipe.engine.kv_gb)
-    answered = answer_all(
-        place,
-        asker,
-        Answerer(engine, tokenizer, runner),
-        judge,
-        data.problems,
-        samples=settings.samples,
-        display=display,
-    )
+    with environments(recipe.environment, tokenizer, model) as runner:
+        asker = Asker(recipe, tokenizer, model, None if runner is None else runner.world)
+        asker.check(data.problems)
+        refused = _refused(data, gold)
+        wanted = settings_of(recipe, settings.samples, data.task, data.problems, asker) | {
+            "weights": weights_digest(model)
+        }
+        place.begin(wanted, compute.model_dump(include={"device", "dtype", "threads"}), source)
+        display.note(f"{source}: {compute.dtype} on {compute.device}, {compute.threads} threads")
+        display.note(f"{data.task.name}: {len(data.problems)} problems, {settings.samples} answers each")
+        engine = TorchEngine(model, tokenizer, max_rows=recipe.engine.max_rows, kv_gb=recipe.engine.kv_gb)
+        answered = answer_all(
+            place,
+            asker,
+            Answerer(engine, tokenizer, runner),
+            judge,
+            data.problems,
+            samples=settings.samples,
+            display=display,
+        )
     before = place.result or {}
     return {
         "model": source,

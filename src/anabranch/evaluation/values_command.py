@@ -6,14 +6,15 @@ Data first (a missing file needs no model), then the folder, the judge and the g
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from anabranch.engines.episodes import Answerer
+from anabranch.engines.opening import environments
 from anabranch.engines.requests import Asker
 from anabranch.engines.torch_engine import TorchEngine
-from anabranch.environments.opening import running
 from anabranch.evaluation import offline
 from anabranch.evaluation.command import settings_of
 from anabranch.evaluation.folder import EvaluationFolder, weights_digest
@@ -49,10 +50,10 @@ def sample_values(recipe: Recipe, samples: int, folder: Path) -> Path:
     """
     task, source = open_task(recipe.data, recipe.answer), recipe.model.source
     with (
+        ExitStack() as stack,
         EvaluationFolder(folder) as place,
         make_display(sys.stdout) as display,
         Judge(task.checker, recipe.answer.workers, recipe.answer.timeout) as judge,
-        running(recipe.environment) as runner,
     ):
         self_check(task, judge, GOLD_PROBLEMS)
         prepare(source, display)
@@ -62,6 +63,7 @@ def sample_values(recipe: Recipe, samples: int, folder: Path) -> Path:
         device = torch.device(compute.device)
         tokenizer = load_tokenizer(source)
         model = load_streaming(source, choose_dtype(compute.dtype, device), device)
+        runner = stack.enter_context(environments(recipe.environment, tokenizer, model))
         asker = Asker(recipe, tokenizer, model, None if runner is None else runner.world)
         asker.check(task.problems)
         wanted = settings_of(recipe, samples, task, task.problems, asker) | {"weights": weights_digest(model)}

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from anabranch.engines.opening import environments
 from anabranch.engines.torch_engine import TorchEngine
-from anabranch.environments.opening import running
 from anabranch.errors import AnabranchError, DataError, RunFolderError, explain
 from anabranch.evaluation import offline
 from anabranch.evaluation.held_out import held_out_problems
@@ -206,7 +206,6 @@ def _session(
         judge = stack.enter_context(Judge(data.task.checker, *limits))
         other = data.held_task is not data.task
         held_judge = stack.enter_context(Judge(data.held_task.checker, *limits)) if other else judge
-        runner = stack.enter_context(running(recipe.environment))
         full_determinism()
         source = str(found.model_folder) if found else recipe.model.source
         prepare(source, display)
@@ -214,6 +213,7 @@ def _session(
         tokenizer = load_tokenizer(source)
         device = choose_device(recipe.model.device)  # checked: a run folder may have come from another machine
         model = load_streaming(source, choose_dtype(recipe.model.dtype, device), device)
+        runner = stack.enter_context(environments(recipe.environment, tokenizer, model))
         optimizer = MasterOptimizer(model, recipe.optim)
         if found is not None:
             found.restore(optimizer)
