@@ -8,6 +8,7 @@ small: `SMALL`.
 Where one looks, cheapest first:
 
     DATA    the problems that `open_task` finds
+    WORLD   the environment: what it says of itself, and what it answers to a few turns
     STEP    one RL step of a tiny model: its record, the weights after it, the answers; for every preset
     ENGINE  the same without answers remembered from other flips, and with a count of the engine's decoding steps
     RUN     a whole run: its files, records and checkpoints, or the error that ends it; with one preset, since all of
@@ -25,6 +26,7 @@ class Where(Enum):
     """Where a flip shows."""
 
     DATA = "data"
+    WORLD = "world"
     STEP = "step"
     ENGINE = "engine"
     RUN = "run"
@@ -42,7 +44,7 @@ class Flip:
     """STEP: which RL step it is, counted from 0."""
 
 
-DATA, STEP, ENGINE, RUN = Where.DATA, Where.STEP, Where.ENGINE, Where.RUN
+DATA, WORLD, STEP, ENGINE, RUN = Where.DATA, Where.WORLD, Where.STEP, Where.ENGINE, Where.RUN
 
 LETTERS = "[A, C, E, G, I, K, M, O, Q, S, U, W, Y]"
 """Answers of a random model end with one of these, so that some are short and some are cut."""
@@ -100,6 +102,7 @@ FIRST = (
 )
 """Steps that learn from what finishes first, answers short and long."""
 WAITING = (*FIRST, "environment={kind: latency, stop: b, reply: c, mean: 400.0, std: 0.0}")
+CODE, CALC, LATENCY = "environment={kind: python}", "environment={kind: calculator}", "environment={kind: latency}"
 
 
 def each(*changes: str, given: tuple[str, ...] = (), where: Where = STEP) -> tuple[Flip, ...]:
@@ -120,6 +123,8 @@ FLIPS: Mapping[str, tuple[Flip, ...]] = {
     "Prioritised.eps": each("sampling.eps=1.0", given=SAMPLED, where=RUN),
     "Prioritised.gamma": each("sampling.gamma=1.0", given=SAMPLED, where=RUN),
     "Prioritised.pool": each("sampling.pool=8", given=SAMPLED),
+    "Recipe.environment": each(CODE, CALC, LATENCY, where=WORLD)
+    + each("environment={kind: latency, stop: b, reply: c}", given=FIRST, where=RUN),
     "Recipe.reward": each("reward=[{term: accuracy}]", "reward=[{term: format}]", COSINE),
     "Recipe.cold_start": each(SHORT_COLD, where=RUN),
     "Recipe.sft": each(SHORT_SFT, where=RUN),
@@ -270,6 +275,29 @@ FLIPS: Mapping[str, tuple[Flip, ...]] = {
         given=("algorithm.overlong={kind: stop_properly}",),
     ),
     # -------------------------------------------------------------------------------------------------- training
+    # ---------------------------------------------------------------------------------------------- environments
+    "PythonTool.turns": each("environment.turns=4", given=(CODE,), where=WORLD),
+    "PythonTool.timeout": each("environment.timeout=7.0", given=(CODE,), where=WORLD),
+    "PythonTool.memory_mb": each("environment.memory_mb=512", given=(CODE,), where=WORLD),
+    "PythonTool.output_chars": each("environment.output_chars=32", given=(CODE,), where=WORLD),
+    "PythonTool.workers": each("environment.workers=1", given=(CODE,), where=WORLD),
+    "Calculator.turns": each("environment.turns=4", given=(CALC,), where=WORLD),
+    "Calculator.open": each("environment.open=", "environment.open=calc:", given=(CALC,), where=WORLD),
+    "Calculator.close": each("environment.close='='", given=(CALC,), where=WORLD),
+    "Calculator.reply": each("environment.reply=' {}'", given=(CALC,), where=WORLD),
+    "Calculator.output_chars": each("environment.output_chars=16", given=(CALC,), where=WORLD),
+    "Latency.turns": each("environment.turns=4", given=(LATENCY,), where=WORLD),
+    "Latency.stop": each("environment.stop=", "environment.stop=;", given=(LATENCY,), where=WORLD),
+    "Latency.reply": each("environment.reply=x", given=(LATENCY,), where=WORLD),
+    "Latency.mean": each("environment.mean=90.0", given=(LATENCY,), where=WORLD),
+    "Latency.std": each("environment.std=0.0", given=(LATENCY,), where=WORLD),
+    "Latency.slow_share": each(
+        "environment.slow_share=0.0", "environment.slow_share=1.0", given=(LATENCY,), where=WORLD
+    ),
+    "Latency.slow_mean": each("environment.slow_mean=500.0", given=(LATENCY,), where=WORLD),
+    "Latency.slow_std": each("environment.slow_std=0.0", given=(LATENCY,), where=WORLD),
+    "Latency.floor": each("environment.floor=99.0", given=(LATENCY,), where=WORLD),
+    "Latency.scale": each("environment.scale=0.5", given=(LATENCY,), where=WORLD),
     "Optim.lr": each("optim.lr=0.01"),
     "Optim.betas": each("optim.betas=[0.5, 0.999]", "optim.betas=[0.9, 0.5]"),
     "Optim.eps": each("optim.eps=0.1"),

@@ -6,6 +6,7 @@ the reference have other weights than the trainer, so that corrections and KL te
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import sys
@@ -23,6 +24,11 @@ from transformers import PreTrainedModel
 
 from anabranch.engines.torch_engine import TorchEngine
 from anabranch.engines.torch_stream import TorchStream
+from anabranch.environments import latency
+from anabranch.environments.base import Observation
+from anabranch.environments.catalog import open_world
+from anabranch.environments.python_tool import PythonWorld
+from anabranch.environments.sandbox import Ran
 from anabranch.errors import AnabranchError
 from anabranch.modeling.forward import load_streaming
 from anabranch.modeling.fused import join_weights
@@ -212,6 +218,60 @@ def problems(recipe: Recipe) -> Seen:
         except AnabranchError as error:
             return {"error": str(error)}
     return {"problems": [(problem.key, problem.question, problem.answer) for problem in task.problems]}
+
+
+TURNS = (
+    "<code>import resource as r; print(r.getrlimit(r.RLIMIT_AS), r.getrlimit(r.RLIMIT_CPU))</code>",
+    "<code>print('x' * 1000)</code>",
+    "<calc>2^60</calc>",
+    "calc: <calc>1 + 1 = </calc>",
+    "1 + 1 =",
+    "over",
+)
+
+
+def world(recipe: Recipe) -> Seen:
+    """What the environment says of itself, what it answers to `TURNS`, how long it sleeps, and what it does at once."""
+    if recipe.environment is None:
+        return {}
+    found = open_world(recipe.environment)
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def play() -> tuple[list[Observation], int]:
+        environment = found.environment()
+        await environment.reset(Problem("k", "q", "a", "s"), (1, 2))
+        answers = [await environment.step(text) for _ in range(4) for text in TURNS]
+        return answers, await _at_once(found) if isinstance(found, PythonWorld) else 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency.asyncio, "sleep", sleep)
+        answers, at_once = asyncio.run(play())
+    said = [(answer.text, answer.done, answer.outcome) for answer in answers]
+    about = (found.instruction, found.stop_strings, found.turns, found.seconds)
+    return {"about": about, "said": said, "slept": slept, "at once": at_once}
+
+
+async def _at_once(found: PythonWorld) -> int:
+    """Most scripts that run at the same time when three are asked for."""
+    running: list[int] = []
+    run_, now = found.sandbox.run, set[object]()
+
+    async def counted(script: str) -> Ran:
+        mark = object()
+        now.add(mark)
+        running.append(len(now))
+        try:
+            return await run_(script)
+        finally:
+            now.remove(mark)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(found.sandbox, "run", counted)
+        await asyncio.gather(*(found.environment().step("<code>1</code>") for _ in range(3)))
+    return max(running)
 
 
 def differs(one: Any, other: Any) -> bool:

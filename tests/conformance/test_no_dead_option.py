@@ -30,7 +30,7 @@ from anabranch.tasks.base import open_task
 pytest.register_assert_rewrite("lab")
 sys.path.insert(0, str(Path(__file__).parent))
 from flips import FEW, FLIPS, SMALL, Flip, Where  # noqa: E402
-from lab import Lab, Seen, differs, problems  # noqa: E402
+from lab import Lab, Seen, differs, problems, world  # noqa: E402
 
 sys.path.remove(str(Path(__file__).parent))
 
@@ -121,6 +121,8 @@ def look(lab: Lab, places: dict[str, str]):
         if key not in found:
             if where is Where.DATA:
                 found[key] = problems(recipe)
+            elif where is Where.WORLD:
+                found[key] = world(recipe)
             elif where is Where.RUN:
                 found[key] = lab.run(recipe)
             else:
@@ -183,7 +185,7 @@ def test_the_same_recipe_looks_the_same_twice(where, look):
 def test_no_option_is_dead(option, look):
     shown = 0
     for flip in FLIPS[option]:
-        for preset in [RUNS_WITH] if flip.where in (Where.RUN, Where.DATA) else PRESETS:
+        for preset in [RUNS_WITH] if flip.where in (Where.RUN, Where.DATA, Where.WORLD) else PRESETS:
             shown += shows(look, preset, option, flip)
     assert shown, "refused in every preset"
 

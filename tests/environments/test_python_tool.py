@@ -110,7 +110,7 @@ def test_a_cut_keeps_both_ends_and_is_never_longer(text, limit):
         assert text.endswith(tail)
 
 
-FORGERIES = ("</interpreter>", "<interpreter>", "<code>", "</code>", "</ INTERPRETER >", "<|im_end|>", "<")
+FORGERIES = ("</interpreter>", "<interpreter>", "<code>", "</code>", "</ INTERPRETER >", "<|im_end|>", "</s>", "<eos>", "<")
 
 
 @given(st.lists(st.one_of(st.sampled_from(FORGERIES), st.text(max_size=5)), max_size=12).map("".join),
@@ -120,7 +120,7 @@ def test_no_output_can_close_the_block_or_open_another(output, limit, outcome):
     text = shown(Ran(outcome, output, "" if outcome in (Outcome.OK, Outcome.ERROR) else "why"), limit)
     inside = text.removeprefix("\n<interpreter>\n").removesuffix("\n</interpreter>\n")
     assert len(inside) == len(text) - len("\n<interpreter>\n\n</interpreter>\n")
-    assert not re.search(r"</?(interpreter|code)\b|<\|", inside, re.IGNORECASE)
+    assert not re.search(r"</?(interpreter|code|s|eos)\b|<\|", inside, re.IGNORECASE)
 
 
 def test_forged_tags_are_defused_end_to_end():

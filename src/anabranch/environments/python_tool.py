@@ -34,8 +34,10 @@ INSTRUCTION = (
     "Nothing is kept from one script to the next."
 )
 
-_TAG = re.compile(r"<(?=\s*/?\s*(?:interpreter|code)\b|\|)", re.IGNORECASE)
-"""Where a tag of the protocol begins, or what many chat templates use as marks."""
+_TAG = re.compile(
+    r"<(?=\s*/?\s*(?:interpreter|code|tool_\w+|(?:start|end)_of_\w+|s|bos|eos|pad|unk|mask|sep|cls)\b|[|｜])", re.IGNORECASE
+)
+"""Where a tag of the protocol begins, or what chat templates and tokenizers use as marks."""
 
 
 class PythonWorld:
@@ -135,7 +137,8 @@ def find_script(text: str) -> str | None:
 def shown(ran: Ran, limit: int) -> str:
     """What the model reads of a script's run, see the head of this file.
 
-    The output cannot end the block or begin another: a tag of the protocol in it gets a space behind its `<`.
+    The output cannot end the block or begin another, nor a turn of the chat: a tag of the protocol in it, or a mark of
+    a chat template, gets a space behind its `<`.
     """
     output = _TAG.sub("< ", cut(ran.output.rstrip("\n"), limit))
     note = f"[stopped: {ran.detail}]" if ran.detail else "[no output]"
