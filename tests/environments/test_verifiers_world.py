@@ -13,11 +13,18 @@ import pytest
 
 pytest.importorskip("verifiers.v1", reason="the extra 'verifiers' is not installed")
 
+from anabranch.engines.episodes import Answerer
+from anabranch.engines.torch_engine import TorchEngine
 from anabranch.environments.base import Observation
+from anabranch.environments.catalog import open_world
+from anabranch.environments.runner import Runner
 from anabranch.environments.verifiers_world import VerifiersWorld
 from anabranch.errors import DataError, WorldError
+from anabranch.modeling.attention import NAME
+from anabranch.modeling.tiny import character_tokenizer, tiny_llama
+from anabranch.modeling.turns import turn_renderer
 from anabranch.recipe.tree import Answer, Verifiers, VerifiersTasks
-from anabranch.records import Message, Problem
+from anabranch.records import Message, Problem, Request, Sampling, StopReason
 from anabranch.tasks.base import open_task, self_check
 from anabranch.tasks.judge import Judge
 
@@ -157,19 +164,23 @@ def test_many_rollouts_at_once_do_not_mix(sums):
 
 def test_a_game_of_several_turns_is_played_by_its_environment(guess):
     problem = problems("anabranch-guess", limit=1)[0]  # the number is 5
-    assert played(guess, problem, "3", "9", "5") == [said("[user: Higher.]"), said("[user: Lower.]"), reward(1.0)]
+    assert played(guess, problem, "3", "9", "5") == [
+        said("[user: 3? It is higher.]"),
+        said("[user: 9? It is lower.]"),
+        reward(1.0),
+    ]
 
 
 def test_behind_the_last_turn_the_environment_ends_by_itself_with_its_reward(guess):
     problem = problems("anabranch-guess", limit=1)[0]
     found = played(guess, problem, "1", "1", "1", "1")
-    assert found[2:] == [said("[user: Higher.]"), reward(0.0)]  # (-1 - -1) / 2
+    assert found[2:] == [said("[user: 1? It is higher.]"), reward(0.0)]  # (-1 - -1) / 2
     assert guess.turns == 4
 
 
 def test_what_the_model_writes_may_make_the_environment_raise(guess):
     with pytest.raises(WorldError, match="invalid literal for int"):
-        played(guess, problems("anabranch-guess", limit=1)[0], "five")
+        played(guess, problems("anabranch-guess", limit=1)[0], "²")
 
 
 def test_a_rollout_is_restored_by_saying_all_again(guess):
@@ -185,12 +196,12 @@ def test_a_rollout_is_restored_by_saying_all_again(guess):
         await second.restore(problem, (1,), state)
         found = [await second.step(turn) for turn in ("9", "5")]
         await second.close()
-        lying = {"said": [["3", {"said": [["user", "Lower."]]}]]}
-        with pytest.raises(WorldError, match=r"'Lower\.'.* before"):
+        lying = {"said": [["3", {"said": [["user", "3? It is lower."]]}]]}
+        with pytest.raises(WorldError, match=r"'3\? It is lower\.'.* before"):
             await guess.environment().restore(problem, (1,), lying)
         return found
 
-    assert asyncio.run(in_two_parts()) == [said("[user: Lower.]"), reward(1.0)]
+    assert asyncio.run(in_two_parts()) == [said("[user: 9? It is lower.]"), reward(1.0)]
 
 
 def test_a_tool_is_described_called_and_answers(tools):
@@ -210,6 +221,35 @@ def test_a_tool_is_described_called_and_answers(tools):
     assert found[1] == said(f"[tool: {flood} [11936 characters left out] {flood}][tool: no tool 'sub']")
     assert found[2].text.startswith("[tool: Error executing tool add: 2 vali")
     assert found[3] == reward(1.0)
+
+
+def test_a_model_plays_a_game_turn_by_turn_and_what_it_is_told_is_not_trained(one_thread):
+    """The whole way: engine, runner, process, package, and back. 64 tokens, one in six of which ends a turn."""
+    model, tokenizer = tiny_llama(), character_tokenizer("".join(map(chr, range(ord("?"), ord("z")))))
+    model.set_attn_implementation(NAME)
+    ends = tuple(range(4, 64, 6))
+    world = open_world(
+        Verifiers(taskset="anabranch-guess", lowest=-1.0, turns=3), turn_renderer(tokenizer, stop_tokens=ends)
+    )
+    problem = problems("anabranch-guess", limit=1)[0]
+    sampling = Sampling(max_new_tokens=400, stop_tokens=ends)
+    request = Request(problem.key, (5, 6, 7), 6, sampling, seed=0, step=0, hold=True)
+    with Runner(world) as runner:
+        rollouts = list(Answerer(TorchEngine(model, tokenizer), tokenizer, runner).answers([problem], [request]))
+    assert sorted(rollout.sample for rollout in rollouts) == list(range(6))
+    for rollout in rollouts:
+        assert (rollout.stop, rollout.turns, rollout.reward) == (StopReason.EOS, 3, 0.0), rollout.failure
+        assert [bool(segment.trained.all()) for segment in rollout.graph.segments] == [
+            False,
+            True,
+            False,
+            True,
+            False,
+            True,
+        ]
+        told = tokenizer.decode(rollout.graph.segments[2].tokens)
+        assert "is" in told  # "99? It is lower.", as far as this tokenizer knows it, within its chat template
+        assert "lower" in told
 
 
 # ----------------------------------------------------------------------------------------------------------- what fails
@@ -269,7 +309,7 @@ def test_code_that_blocks_or_ends_its_process_is_outlived(sums, fault, message):
             await asyncio.wait_for(culprit.step("2"), 1.5)
         await culprit.close()
         with pytest.raises(WorldError, match=message):
-            await bystander.step("2")
+            await bystander.step("is 2")
         await bystander.close()
         return await play(sums, problems("anabranch-sums", options=SUMS)[0], "is 2")
 

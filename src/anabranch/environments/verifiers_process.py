@@ -20,6 +20,8 @@ from anabranch.errors import WorldError, explain
 COMMAND = (sys.executable, "-m", "anabranch.environments.verifiers_host")
 STOP_SECONDS = 3.0
 """How long a process may take to tidy up before it is killed."""
+BLOCKED_SECONDS = 3.0
+"""A process that does not take note of the end of a rollout within this is blocked by the code of one, and killed."""
 KEPT_LINES = 20
 """How much of what it printed last an error shows."""
 
@@ -71,6 +73,15 @@ class HostProcess:
                 del self._asked[number]
                 future.set_exception(self._gone())
         return future
+
+    def end(self, rollout: int) -> None:
+        """Give up a rollout; does not wait. A process that cannot even note it is killed, with the rollouts in it."""
+        noted = self.ask("end", rollout=rollout)
+        found = f"code of an environment blocked its process for more than {BLOCKED_SECONDS:g} s: it was ended"
+        watch = threading.Timer(BLOCKED_SECONDS, self.kill, (found,))
+        watch.daemon = True
+        watch.start()
+        noted.add_done_callback(lambda _: watch.cancel())
 
     def kill(self, why: str) -> None:
         """End it at once, with all that it started; what was asked fails with `why`."""

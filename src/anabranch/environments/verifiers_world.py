@@ -24,9 +24,6 @@ opening of its next turn. `<|im_end|>` is there already; for one user message Ch
 
 OPEN_SECONDS = 600.0
 """For loading an environment; some load a data set."""
-BLOCKED_SECONDS = 3.0
-"""A process that does not take note of the end of a rollout within this, or half a call's deadline, is blocked by one,
-and killed."""
 
 
 class VerifiersWorld:
@@ -163,13 +160,6 @@ class VerifiersEnvironment:
                 raise WorldError(explain("environment", f"the answer {str(found)[:200]}", need, fix))
 
     async def close(self) -> None:
-        """Let the environment go. If it blocks its process, that is killed, and with it the other rollouts in it."""
-        if self._process is None:
-            return
-        limit = min(BLOCKED_SECONDS, self._world.seconds / 2)
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(self._process.ask("end", rollout=self._rollout)), limit)
-        except TimeoutError:
-            self._process.kill(f"code of an environment blocked its process for more than {limit:g} s: it was ended")
-        except WorldError:
-            pass  # the process is gone, and the rollout with it
+        """Let the environment go; see `HostProcess.end`."""
+        if self._process is not None:
+            self._process.end(self._rollout)

@@ -37,10 +37,12 @@ class GuessEnv(vf.Env[GuessEnvConfig]):
             async with agents.player.interaction(task) as interaction:
                 segment = await interaction.turn()
                 while not segment.terminated and not found:
-                    guess = int(segment.last_reply)
+                    guess = int(segment.last_reply) if segment.last_reply.isdigit() else 99  # raises for "²"
                     found = guess == task.data.number
                     if not found:
-                        segment = await interaction.turn("Higher." if guess < task.data.number else "Lower.")
+                        segment = await interaction.turn(
+                            f"{guess}? It is {'higher' if guess < task.data.number else 'lower'}."
+                        )
             interaction.trace.record_reward("found", 1.0 if found else -1.0)
             if found:
                 break
