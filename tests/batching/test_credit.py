@@ -242,6 +242,8 @@ def test_stats_by_hand():
             "zero_advantage_share": 4 / 12,
             "dead_groups_share": 1 / 3,
             "filtered_share": 0.0,
+            "centred_small_share": 4 / 12,
+            "centred_variance": (4 * 0.5**2 + 3 * 0.25**2 + 0.75**2) / 7,  # without the third group, which agrees
         },
         abs=1e-5,
     )

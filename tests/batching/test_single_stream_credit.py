@@ -51,6 +51,17 @@ def test_S8_values_from_after_the_update_would_give_other_advantages():
     assert wrong.advantage_M.tolist() == pytest.approx(credit().advantage_M.tolist())  # the common factor cancels
 
 
+def test_what_a_baseline_leaves_is_measured_before_it_is_standardised():
+    """Rewards minus values (0.75, -0.5, 0.25, 0): one of four within 0.02; their unbiased std is 0.520416, see S8.
+    Without values they are (1, 0, 1, 0): mean 1/2, variance 4 (1/2)^2 / 3."""
+    stats = credit().stats
+    assert (stats["centred_small_share"], stats["centred_variance"]) == pytest.approx((0.25, 0.520416**2), abs=1e-6)
+    raw = credit(SPO.but(baseline="none"), values=None).stats
+    assert (raw["centred_small_share"], raw["centred_variance"]) == pytest.approx((0.5, 1 / 3))
+    assert credit(values=(0.981, 0.0201, 0.979, 0.0)).stats["centred_small_share"] == 0.5  # 0.019 away, and 0
+    assert "centred_variance" not in credit(rewards=[1.0], values=[0.5]).stats
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 7))
 def test_S8_a_batch_that_agrees_teaches_nothing(reward, value, size):

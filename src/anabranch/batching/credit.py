@@ -86,6 +86,7 @@ def assign_credit(
     keep_B = ~truncated_B if algorithm.overlong.kind == "filter" else torch.ones_like(truncated_B)
     weight_M = _weights(algorithm, reward_B, sequence_M, keep_B, max_new_tokens, minibatch_B)
     stats = _stats(algorithm.std, reward_B, group_B, sequence_M, keep_B, advantage_M)
+    stats |= _centred_stats(centred_B, reward_B, group_B)
     if algorithm.advantage_clip is not None:
         stats["advantage_clipped_share"] = _mean(advantage_M != unclipped_M)
     return Credit(advantage_M, weight_M, keep_B, advantage_B, stats)
@@ -219,6 +220,25 @@ def _stats(
         "dead_groups_share": _mean(~informative_groups(reward_B, group_B)[inhabited_G]),
         "filtered_share": _mean(~keep_B),
     }
+
+
+SMALL = 0.02
+"""A centred reward within +- this is called small: SPO's figure 3 (arXiv:2509.13232)."""
+
+
+def _centred_stats(centred_B: Tensor, reward_B: Tensor, group_B: Tensor) -> dict[str, float]:
+    """Numbers about reward - baseline, before scale, KL and whitening, so that methods with other scales compare.
+
+    centred_small_share: rollouts where it is within +- `SMALL`; with group means and rewards 0 and 1 those of groups
+        that agree.
+    centred_variance: unbiased variance over rollouts, without those of larger groups that agree; only if two are left.
+    """
+    stats = {"centred_small_share": _mean(centred_B.abs() <= SMALL)}
+    counts_G = informative_groups(reward_B, group_B) | (group_sizes(group_B) == 1)
+    counted = centred_B[counts_G[group_B]]
+    if len(counted) > 1:
+        stats["centred_variance"] = float(counted.double().var())
+    return stats
 
 
 def _mean(value: Tensor) -> float:

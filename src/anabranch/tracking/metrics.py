@@ -95,6 +95,18 @@ def _registry() -> Iterable[Metric]:
             "Answers whose every token has advantage exactly 0 in the loss: without a KL loss or an entropy bonus they "
             "teach nothing (and count as denominator).",
         ),
+        (
+            "centred_small",
+            "share",
+            "Answers with |reward - baseline| <= 0.02, before any scale: with group means and rewards 0 and 1 those of "
+            "groups that agree, with tracked values those that were foreseen.",
+        ),
+        (
+            "centred_variance",
+            "reward^2",
+            "Unbiased variance of reward - baseline over answers, before any scale; without groups of several answers "
+            "that agree. `sigma_batch` squared is that of the raw rewards. Only where two answers are left.",
+        ),
         ("dead_groups", "share", "Groups whose rewards are all the same. Only with several answers a problem."),
         ("dead_groups_right", "share", "Of all groups, those dead with every answer correct: too easy."),
         ("dead_groups_wrong", "share", "Of all groups, those dead with no answer correct: too hard."),

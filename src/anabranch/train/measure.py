@@ -113,7 +113,10 @@ def _advantages(lesson: Lesson) -> Record:
         "advantage_max": float(advantage_B.max()),
         "advantage_max_abs": lesson.credit.stats["advantage_abs_max"],
         "zero_advantage": lesson.credit.stats["zero_advantage_share"],
+        "centred_small": lesson.credit.stats["centred_small_share"],
     }
+    if "centred_variance" in lesson.credit.stats:
+        record["centred_variance"] = lesson.credit.stats["centred_variance"]
     if "advantage_clipped_share" in lesson.credit.stats:
         record["advantage_clipped"] = lesson.credit.stats["advantage_clipped_share"]
     return record
