@@ -7,7 +7,7 @@ import pytest
 from anabranch.errors import DataError, RecipeError, RunFolderError
 from anabranch.presets import load
 from anabranch.study.folder import Manifest, StudyPaths, check_same, facts, read_manifest, write_json
-from anabranch.study.plan import RL_ONLY, RL_PARTS, Study, check_arms, held_out_digests, jobs
+from anabranch.study.plan import RL_ONLY, RL_PARTS, Study, check_arms, held_out_digests, jobs, located
 
 
 def manifest_of(asked, **changes):
@@ -50,6 +50,16 @@ def test_some_arms_may_share_while_others_do_not(asked_for):
         "cold start, seed 0",
         "cold_start.steps=2, scale=none, seed 0",
     ]
+
+
+def test_offline_values_of_the_study_are_found_wherever_its_folder_is(tmp_path):
+    recipe = load("spo")
+    own = recipe.but(algorithm=recipe.algorithm.but(tracker=recipe.algorithm.tracker.but(values="study:v/a.json")))
+    found = located(own, tmp_path)
+    assert found.algorithm.tracker.values == str(tmp_path / "v" / "a.json")
+    assert found.but(algorithm=own.algorithm) == own
+    other = recipe.but(algorithm=recipe.algorithm.but(tracker=recipe.algorithm.tracker.but(values="v/a.json")))
+    assert (located(other, tmp_path), located(recipe, tmp_path)) == (other, recipe)
 
 
 def test_every_key_that_only_rl_reads_exists():

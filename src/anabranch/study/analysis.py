@@ -19,7 +19,17 @@ ALPHA = 1 - LEVEL
 """Error rate of all verdicts of a study together."""
 HELD_OUT = "held_out"
 """The curve of held-out accuracy, beside those of `CURVES`."""
-SHARES = (HELD_OUT, "accuracy", "dead_groups", "truncated", "repeat_ratio", "clip_low", "clip_high")
+SHARES = (
+    HELD_OUT,
+    "accuracy",
+    "centred_small",
+    "dead_groups",
+    "truncated",
+    "repeat_ratio",
+    "clip_low",
+    "clip_high",
+    "rho_low",
+)
 """Curves that are shares of 1."""
 
 

@@ -95,6 +95,10 @@ def ablate(asked: Asked, out: Path | None, at_once: int) -> int:
     )
 
 
+def no_preparation(manifest: Manifest, root: Path) -> None:
+    """What most studies need before their first run beside models: nothing."""
+
+
 def carry_out(
     study: Study,
     root: Path,
@@ -103,6 +107,7 @@ def carry_out(
     at_once: int,
     introduce: Callable[[Manifest, Path, int, Standing], list[str]],
     conclude: Callable[[Path], object],
+    prepare: Callable[[Manifest, Path], None] = no_preparation,
     wanted: Callable[[Job], bool] = lambda job: True,
     more_facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> int:
@@ -115,6 +120,7 @@ def carry_out(
         at_once: processes at a time.
         introduce: what is said before the first run, see `introduction`.
         conclude: is given the folder once all is done, if a run is finished.
+        prepare: makes what the runs need and the folder does not have, each time before the first of them.
         wanted: which jobs to do now; the others are left as they are.
         more_facts: for the manifest, beside version and machine.
 
@@ -142,6 +148,7 @@ def carry_out(
                 told = {**facts(command), **more_facts}
                 manifest = _begin(study, root, digests, told, at_once, display)
             display.close()
+            prepare(manifest, root)
             standing = _run(manifest, root, at_once, introduce, wanted)
             if any(not job.cold for job in standing.done):
                 conclude(root)

@@ -102,6 +102,24 @@ def cold_recipe(recipe: Recipe) -> Recipe:
     return Recipe(name=recipe.name, seed=recipe.seed, steps=0, **before)
 
 
+OF_STUDY = "study:"
+"""Before the name of a file: it lies in the study's own folder, wherever that is."""
+
+
+def located(recipe: Recipe, root: Path) -> Recipe:
+    """The recipe of a run with the file of offline values where it is: `study:values.json` lies in the study's folder.
+
+    Args:
+        recipe: of a run of the study.
+        root: folder of the study.
+    """
+    tracker = recipe.algorithm.tracker
+    if tracker.values is None or not tracker.values.startswith(OF_STUDY):
+        return recipe
+    there = str(root / tracker.values.removeprefix(OF_STUDY))
+    return recipe.but(algorithm=recipe.algorithm.but(tracker=tracker.but(values=there)))
+
+
 def check_arms(study: Study) -> None:
     """Refuse arms that cannot be compared, and seeds that no run can have.
 

@@ -20,6 +20,8 @@ CURVES = (
     "reward_std",
     "sigma_batch",
     "advantage_max_abs",
+    "centred_small",
+    "centred_variance",
     "dead_groups",
     "entropy",
     "clip_low",
@@ -28,6 +30,9 @@ CURVES = (
     "answer_length_mean",
     "truncated",
     "repeat_ratio",
+    "calibration_error",
+    "rho",
+    "rho_low",
 )
 """Metrics of RL steps that are kept."""
 DIGITS = 5

@@ -18,7 +18,7 @@ from anabranch.errors import AnabranchError
 from anabranch.recipe.io import to_yaml
 from anabranch.recipe.tree import Recipe
 from anabranch.study.folder import StudyPaths, read_manifest, write_json
-from anabranch.study.plan import Job, Study, cold_recipe, jobs
+from anabranch.study.plan import Job, Study, cold_recipe, jobs, located
 from anabranch.study.results import extract, is_finished
 from anabranch.tracking.files import write_atomic, writing
 from anabranch.tracking.lock import FolderLock
@@ -74,7 +74,7 @@ def work(root: Path, arm: int, seed: int, *, cold: bool) -> None:
     study, paths = manifest.study, StudyPaths(root)
     job = next(job for job in jobs(study) if job.key == (arm, seed, cold))
     run = paths.run(study, job)
-    recipe = study.recipe(arm, seed, manifest.compute)
+    recipe = located(study.recipe(arm, seed, manifest.compute), root)
     if cold:
         recipe = cold_recipe(recipe)
     if not is_finished(run):
