@@ -1,6 +1,7 @@
 """What a verdict promises: the side on which an interval lies, worked by hand, and nothing told where nothing is."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from anabranch.errors import RecipeError
 from anabranch.reproductions.claims import Claim, Expect
 from anabranch.reproductions.judging import Verdict, judge, overall, p_value, verdict_on
 from anabranch.reproductions.measures import MEASURES
+from anabranch.study.results import Evaluated
 from anabranch.study.statistics import holm, spread
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -160,6 +162,12 @@ def test_claims_that_are_not_the_papers_have_no_part_in_the_verdict(small):
     assert (first["verdict"], first["counts"]) == (AGREES, "agrees: 1")  # though F1.2 disagrees
 
 
+def test_a_finding_of_ours_alone_has_no_verdict_of_the_papers(small):
+    ours = replace(small.findings[0], claims=(small.findings[0].claims[1],))
+    (found,) = judge(outline_of({"a": A, "b": A}), [ours])
+    assert (found["verdict"], found["counts"]) == (Verdict.OURS, "ours: agrees: 1")
+
+
 def test_measures_by_hand():
     run = run_of(
         "a",
@@ -182,6 +190,29 @@ def test_measures_by_hand():
     assert read["clipped"] is None
     rising = run_of("a", 0, (1.0,))
     assert MEASURES["fall"].read(rising) == 0.0
+
+
+def test_measures_of_advantages_by_hand():
+    run = run_of(
+        "a",
+        0,
+        (0.0, 0.25, 0.5, 1.0),
+        curves={
+            "centred_small": (0.0, 0.5, 0.25, 0.75),
+            "centred_variance": (0.1, None, 0.2, 0.3),
+            "sigma_batch": (0.5, 0.5, 0.5, 0.0),
+        },
+    )
+    read = {name: measure.read(run) for name, measure in MEASURES.items()}
+    assert (read["dead"], read["dead_late"]) == (0.375, 0.75)
+    assert read["variance"] == pytest.approx(0.2)
+    assert read["variance_spread"] == pytest.approx(0.1)  # of 0.1, 0.2, 0.3: sqrt((0.01 + 0.01) / 2)
+    assert read["variance_kept"] == pytest.approx((0.1 + 0.2) / 2 / 0.25)  # the last step's rewards do not vary
+    assert read["solved"] == 0.5  # with two answers a problem 0.25 is a part of a right one
+    assert read["early"] is None  # nothing was evaluated in the first quarter
+    early = replace(run, evaluations=tuple(Evaluated(step, (step / 10,), 1) for step in (0, 1, 2, 3, 10)))
+    assert MEASURES["early"].read(replace(early, curves={"accuracy": (0.0,) * 10})) == pytest.approx(0.15)
+    assert all(MEASURES[name].read(run_of("a", 0, (1.0,))) is None for name in ("dead", "variance", "variance_kept"))
 
 
 def test_findings_are_chosen_by_name(small):

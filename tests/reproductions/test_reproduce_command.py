@@ -58,7 +58,7 @@ def tiny(small, sums, tiny_model, monkeypatch):
     [
         (
             ["trick"],
-            "the reproduction: found 'trick', but what can be reproduced is: tricks\n  fix: anabranch reproduce",
+            "the reproduction: found 'trick', but what can be reproduced is: tricks, spo\n  fix: anabranch reproduce t",
         ),
         (["tricks", "--only", "T1,T12"], "--only: found T12, but the findings of 'tricks' are T1, T2"),
         (["tricks", "--only", ""], "--only: found nothing"),

@@ -7,11 +7,8 @@ import pytest
 from anabranch.presets import load
 from anabranch.presets.small import SETS
 from anabranch.recipe.show import difference
-from anabranch.reproductions.catalog import REPRODUCTIONS
 from anabranch.reproductions.claims import Claim, Expect
 from anabranch.reproductions.command import study_of
-from anabranch.reproductions.judging import FEWEST_SEEDS
-from anabranch.reproductions.measures import MEASURES
 from anabranch.reproductions.tricks import SHORT, TRICKS
 
 
@@ -19,50 +16,6 @@ from anabranch.reproductions.tricks import SHORT, TRICKS
 def whole():
     """The recipes of all arms by key."""
     return {arm.name: arm.recipe for arm in study_of(TRICKS, quick=False, seeds=None).arms}
-
-
-@pytest.mark.parametrize("name", REPRODUCTIONS)
-def test_every_claim_names_arms_and_a_measure_and_has_a_margin_where_one_is_read(name):
-    reproduction = REPRODUCTIONS[name]
-    ids = [claim.id for claim in reproduction.claims]
-    assert len(set(ids)) == len(ids)
-    for finding in reproduction.findings:
-        assert finding.claims
-        assert set(finding.arms) <= set(reproduction.arms)
-        assert len({(c.arm, c.reference, c.measure, c.expect) for c in finding.claims}) == len(finding.claims)
-        for claim in finding.claims:
-            assert claim.id.startswith(f"{finding.id}.")
-            assert claim.measure in MEASURES
-            assert claim.arm != claim.reference
-            assert (claim.margin > 0) == (claim.expect in (Expect.EQUAL, Expect.AT_LEAST, Expect.AT_MOST))
-
-
-@pytest.mark.parametrize("name", REPRODUCTIONS)
-def test_every_arm_is_a_valid_recipe_of_its_own_that_some_finding_needs(name):
-    reproduction = REPRODUCTIONS[name]
-    study = study_of(
-        reproduction, quick=False, seeds=None
-    )  # refuses arms that are equal or differ in nothing that acts
-    assert [arm.name for arm in study.arms] == list(reproduction.arms)
-    assert {key for finding in reproduction.findings for key in finding.arms} == set(reproduction.arms)
-    assert len({arm.slug for arm in study.arms}) == len(study.arms)
-    assert len(study.seeds) >= 5
-    assert len({(r.model.dtype, r.model.device, r.model.threads) for r in (a.recipe for a in study.arms)}) == 1
-
-
-@pytest.mark.parametrize("name", REPRODUCTIONS)
-def test_quick_is_a_part_with_fewer_steps_and_seeds_enough_for_verdicts(name):
-    reproduction = REPRODUCTIONS[name]
-    quick, study = study_of(reproduction, quick=True, seeds=None), study_of(reproduction, quick=False, seeds=None)
-    by_key = {arm.name: arm.recipe for arm in study.arms}
-    assert FEWEST_SEEDS <= len(quick.seeds) < len(study.seeds)
-    for arm in quick.arms:
-        changed = {path.split(".")[0] for path, _, _ in difference(arm.recipe, by_key[arm.name])}
-        assert changed <= {"name", "steps", "evaluation"}
-        assert arm.recipe.steps < by_key[arm.name].steps
-    keys = {arm.name for arm in quick.arms}
-    for finding in reproduction.findings:
-        assert any({claim.arm, claim.reference} <= keys for claim in finding.claims), finding.id
 
 
 def test_the_size_is_that_of_three_hours():

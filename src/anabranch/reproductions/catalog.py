@@ -8,9 +8,10 @@ from types import MappingProxyType
 
 from anabranch.errors import RecipeError, explain
 from anabranch.reproductions.claims import Reproduction
+from anabranch.reproductions.spo import SPO
 from anabranch.reproductions.tricks import TRICKS
 
-REPRODUCTIONS: Mapping[str, Reproduction] = MappingProxyType({each.name: each for each in (TRICKS,)})
+REPRODUCTIONS: Mapping[str, Reproduction] = MappingProxyType({each.name: each for each in (TRICKS, SPO)})
 
 
 def find(name: str) -> Reproduction:

@@ -130,6 +130,8 @@ class Reproduction:
     seeds: int = 5
     time: str = "3 hours"
     """Of the whole, on two cores."""
+    value_samples: int | None = None
+    """Answers a problem for offline values that some arms start from, see `reproductions.offline`. None: none do."""
 
     def __post_init__(self) -> None:
         known = {finding.id for finding in self.findings}

@@ -12,13 +12,14 @@ from anabranch.presets import load
 from anabranch.reproductions.catalog import REPRODUCTIONS, find
 from anabranch.reproductions.claims import Finding, Reproduction
 from anabranch.reproductions.ledger import index_text, write_ledger, write_report
+from anabranch.reproductions.offline import maker
 from anabranch.reproductions.page import summary
-from anabranch.study.command import carry_out, cores, default_folder
+from anabranch.study.command import carry_out, cores, default_folder, no_preparation
 from anabranch.study.folder import Manifest, StudyPaths
 from anabranch.study.grid import check_distinct, make_arm, parse_seeds
 from anabranch.study.jobs import Standing
 from anabranch.study.outline import Outline, read_outline
-from anabranch.study.plan import Study, check_arms
+from anabranch.study.plan import Job, Study, check_arms
 from anabranch.tracking.display import make_display
 from anabranch.tracking.tables import TextTable
 
@@ -111,6 +112,9 @@ def reproduce(
         raise RecipeError(explain("--only", ids, "--quick has no arm of it", "leave out --quick"))
     typed = f"anabranch reproduce {name}" + (" --quick" if quick else "") + (f" --seeds {seeds}" if seeds else "")
 
+    def chosen(job: Job) -> bool:
+        return job.arm in wanted
+
     def conclude(root: Path) -> None:
         _say(reproduction, read_outline(root), root)
         if ledger is not None:
@@ -123,7 +127,8 @@ def reproduce(
         at_once=at_once or cores(),
         introduce=_introduction(reproduction, findings, wanted),
         conclude=conclude,
-        wanted=lambda job: job.arm in wanted,
+        prepare=maker(reproduction.value_samples, chosen) if reproduction.value_samples else no_preparation,
+        wanted=chosen,
         more_facts={"reproduction": name, "registered": [claim.to_json() for claim in reproduction.claims]},
     )
 

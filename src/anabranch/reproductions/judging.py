@@ -38,6 +38,8 @@ class Verdict(StrEnum):
     NOT_SHOWN = "not shown"
     NO_VERDICT = "no verdict"
     """Too few seeds."""
+    OURS = "nothing claimed"
+    """Findings only: the paper claims nothing of it, whatever came out."""
     NOT_RUN = "not run"
 
 
@@ -58,12 +60,13 @@ def judge(outline: Outline, findings: Sequence[Finding]) -> list[dict[str, Any]]
 
 def _finding(finding: Finding, rows: list[dict[str, Any]]) -> dict[str, Any]:
     paper = [Verdict(row["verdict"]) for row in rows if row["of_paper"]]
-    counted = {verdict: paper.count(verdict) for verdict in dict.fromkeys(paper)}
+    shown = paper or [Verdict(row["verdict"]) for row in rows]
+    counted = {verdict: shown.count(verdict) for verdict in dict.fromkeys(shown)}
     return {
         "id": finding.id,
         "title": finding.title,
-        "verdict": overall(paper),
-        "counts": ", ".join(f"{verdict}: {count}" for verdict, count in counted.items()),
+        "verdict": overall(paper) if paper else Verdict.OURS,
+        "counts": ("" if paper else "ours: ") + ", ".join(f"{verdict}: {n}" for verdict, n in counted.items()),
         "claims": rows,
     }
 

@@ -28,12 +28,17 @@ KEPT = (
     "reward_std",
     "sigma_batch",
     "advantage_max_abs",
+    "centred_small",
+    "centred_variance",
     "entropy",
     "clip_high",
     "grad_norm",
     "answer_length_mean",
     "truncated",
     "repeat_ratio",
+    "calibration_error",
+    "rho",
+    "rho_low",
 )
 """Curves that claims or pictures read."""
 DIGITS = 3

@@ -10,14 +10,14 @@ import numpy as np
 
 from anabranch.study.analysis import speed
 from anabranch.study.results import RunResult
-from anabranch.study.statistics import Float64
+from anabranch.study.statistics import TINY, Float64
 
 FINAL = "final"
 """The measure whose differences are paired by problem, too."""
 WINDOW = 11
 """Steps over which training accuracy is smoothed before a fall is looked for: as in a figure of "Tricks or Traps"."""
-LATE = 4
-"""The last quarter of the steps is "late"."""
+LATE = EARLY = 4
+"""The last quarter of the steps is "late", the first one "early"."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,20 @@ class Measure:
 def final(run: RunResult) -> float:
     """Held-out accuracy after the last step."""
     return float(np.mean(run.final.scores))
+
+
+def solved(run: RunResult) -> float:
+    """Share of the held-out problems with a right answer after the last step: pass@k for as many answers as it got.
+
+    Read from mean scores: a problem counts if they are worth one right answer or more.
+    """
+    return float(np.mean([score >= 1 / run.final.samples - TINY for score in run.final.scores]))
+
+
+def early(run: RunResult) -> float | None:
+    """Mean held-out accuracy over the evaluations of the first quarter of the steps, the one before RL left out."""
+    there = [float(np.mean(e.scores)) for e in run.evaluations if 0 < e.step <= run.steps / EARLY]
+    return float(np.mean(there)) if there else None
 
 
 def on_the_way(run: RunResult) -> float:
@@ -79,6 +93,26 @@ def mean_of(metric: str) -> Callable[[RunResult], float | None]:
     return read
 
 
+def spread_of_steps(metric: str) -> Callable[[RunResult], float | None]:
+    """The standard deviation of a metric over the steps that have it: how erratic it is."""
+
+    def read(run: RunResult) -> float | None:
+        values_T = _curve(run, metric)
+        return None if values_T is None or len(values_T) < 2 else float(values_T.std(ddof=1))
+
+    return read
+
+
+def variance_kept(run: RunResult) -> float | None:
+    """What the baseline leaves of the variance of rewards: of reward - baseline over that of the rewards of the step.
+
+    The mean over steps that have both, groups that agree left out of the first where there are groups.
+    """
+    pairs = zip(run.curves.get("centred_variance", ()), run.curves.get("sigma_batch", ()), strict=False)
+    found = [kept / std**2 for kept, std in pairs if kept is not None and std]
+    return float(np.mean(found)) if found else None
+
+
 def late(metric: str) -> Callable[[RunResult], float | None]:
     """The mean of a metric over the last quarter of the steps."""
 
@@ -100,8 +134,17 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
         FINAL: Measure("final held-out accuracy", "points", final, bounded=True),
         "way": Measure("mean accuracy on the way", "points", on_the_way, bounded=True),
+        "early": Measure("mean held-out accuracy, first quarter", "points", early, bounded=True),
+        "solved": Measure("held-out problems with a right answer", "points", solved, bounded=True),
         "fall": Measure("largest fall of training accuracy below its best", "points", fall),
         "grad_spikes": Measure("largest gradient norm over its median", "times", grad_spikes),
+        "dead": Measure("answers with an advantage within 0.02", "points", mean_of("centred_small")),
+        "dead_late": Measure("the same, last quarter", "points", late("centred_small")),
+        "variance": Measure("variance of advantages", "reward^2", mean_of("centred_variance")),
+        "variance_kept": Measure("variance of advantages over that of rewards", "times", variance_kept),
+        "variance_spread": Measure(
+            "std over steps of the variance of advantages", "reward^2", spread_of_steps("centred_variance")
+        ),
         "reward_std_late": Measure("reward std within groups, last quarter", "reward", late("reward_std")),
         "entropy": Measure("mean entropy", "nats a token", mean_of("entropy")),
         "entropy_late": Measure("entropy, last quarter", "nats a token", late("entropy")),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from anabranch.reproductions import offline
 from anabranch.reproductions.claims import Expect, Finding, Reproduction
 from anabranch.reproductions.judging import ROOM, judge
 from anabranch.reproductions.measures import MEASURES
@@ -58,7 +59,7 @@ def make_page(reproduction: Reproduction, outline: Outline, pictures: str) -> Pa
     ]
     for finding, found in zip(reproduction.findings, judged, strict=True):
         parts += _finding(finding, found, outline, [f"{pictures}/{name}" for name in drawn[finding.id]])
-    parts += _arms(outline) + _again(outline)
+    parts += _arms(outline) + _again(reproduction, outline)
     files = {name: svg for several in drawn.values() for name, svg in several.items()}
     return Page("\n".join(parts), files, judged)
 
@@ -142,7 +143,7 @@ def _method(reproduction: Reproduction, outline: Outline, judged: Sequence[Mappi
         "answers, 'equal', 'at least' and 'at most' are not shown: they could not differ.",
         "A finding *agrees* if all claims of the paper on it do, *disagrees* if none agrees and one disagrees, *partly "
         "agrees* if some agree and others do not, and is *not shown* if none agrees and none disagrees. Claims in "
-        "brackets are not the paper's and have no part in that.",
+        "brackets are not the paper's and have no part in that; a finding that has no others is one of ours.",
     ]
     return ["## How verdicts come about", "", *(f"* {text}" for text in lines), ""]
 
@@ -297,8 +298,10 @@ def _arms(outline: Outline) -> list[str]:
     return ["## All arms", "", *_table(table)]
 
 
-def _again(outline: Outline) -> list[str]:
+def _again(reproduction: Reproduction, outline: Outline) -> list[str]:
     typed = commands(outline)
+    samples = reproduction.value_samples
+    values = None if samples is None else offline.command(outline, samples)
     return [
         "## To do it again",
         "",
@@ -310,7 +313,8 @@ def _again(outline: Outline) -> list[str]:
         "versions):",
         "",
         "```sh",
-        *(line for key, text in typed["arms"].items() for line in (f"# {key}", text)),
+        *([] if values is None else ["# first, for the arms that start from offline values", values]),
+        *(line for key, text in typed["arms"].items() for line in (f"# {key}", offline.outside(text))),
         "```",
         "",
     ]

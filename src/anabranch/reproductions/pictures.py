@@ -18,6 +18,11 @@ TITLES: Mapping[str, str] = {
     "reward_std": "Std of rewards within groups",
     "sigma_batch": "Std of rewards over the batch",
     "advantage_max_abs": "Largest advantage of a step",
+    "centred_small": "Answers with an advantage within 0.02, before any scale",
+    "centred_variance": "Variance of advantages before any scale",
+    "calibration_error": "|Value - reward| by decile of the value",
+    "rho": "Share of old answers that a value keeps",
+    "rho_low": "Problems whose share was held at its lower bound",
     "repeat_ratio": "Cut answers that had fallen into a loop",
 }
 """Of curves."""
