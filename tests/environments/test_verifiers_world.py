@@ -37,6 +37,7 @@ FAULTS = (
     "reward ends the process",
     "reward is nan",
 )
+GUESS = {"taskset": {"id": "anabranch-guess"}}
 SUMS = {"size": 3, "faults": list(FAULTS), "system": "Be brief."}
 
 pytestmark = pytest.mark.timeout(300)
@@ -65,17 +66,17 @@ def opened(**settings: object) -> Iterator[VerifiersWorld]:
 
 @pytest.fixture(scope="module")
 def sums(installed) -> Iterator[VerifiersWorld]:
-    yield from opened(taskset="anabranch-sums", options={"taskset": SUMS}, seconds=20.0)
+    yield from opened(options={"taskset": SUMS | {"id": "anabranch-sums"}}, seconds=20.0)
 
 
 @pytest.fixture(scope="module")
 def guess(installed) -> Iterator[VerifiersWorld]:
-    yield from opened(taskset="anabranch-guess", lowest=-1.0, turns=4)
+    yield from opened(options=GUESS, lowest=-1.0, turns=4)
 
 
 @pytest.fixture(scope="module")
 def tools(installed) -> Iterator[VerifiersWorld]:
-    yield from opened(taskset="anabranch-tools", output_chars=64)
+    yield from opened(options={"taskset": {"id": "anabranch-tools"}}, output_chars=64)
 
 
 def problems(taskset: str, **settings: object) -> tuple[Problem, ...]:
@@ -228,9 +229,7 @@ def test_a_model_plays_a_game_turn_by_turn_and_what_it_is_told_is_not_trained(on
     model, tokenizer = tiny_llama(), character_tokenizer("".join(map(chr, range(ord("?"), ord("z")))))
     model.set_attn_implementation(NAME)
     ends = tuple(range(4, 64, 6))
-    world = open_world(
-        Verifiers(taskset="anabranch-guess", lowest=-1.0, turns=3), turn_renderer(tokenizer, stop_tokens=ends)
-    )
+    world = open_world(Verifiers(options=GUESS, lowest=-1.0, turns=3), turn_renderer(tokenizer, stop_tokens=ends))
     problem = problems("anabranch-guess", limit=1)[0]
     sampling = Sampling(max_new_tokens=400, stop_tokens=ends)
     request = Request(problem.key, (5, 6, 7), 6, sampling, seed=0, step=0, hold=True)
@@ -327,34 +326,32 @@ def test_a_problem_of_another_task_is_refused(sums):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("options", "role", "message"),
     [
-        ({"taskset": "nowhere"}, "install the package that has the module 'nowhere'"),
-        ({"taskset": "anabranch-guess", "role": "judge"}, "the model plays one of them: player"),
-        ({"taskset": "anabranch-guess", "options": {"player": {"max_turns": 3}}}, "leave max_turns out"),
-        ({"taskset": "anabranch-guess", "options": {"colour": 3}}, "colour"),
-        (
-            {"taskset": "anabranch-sums", "options": {"id": "user-sim"}, "role": "assistant"},
-            "options.user: found no client",
-        ),
-        ({"taskset": "anabranch-sums", "options": {"agent": {"runtime": {"type": "nope"}}}}, "nope"),
+        ({"taskset": {"id": "nowhere"}}, "", "install the package that has the module 'nowhere'"),
+        ({"taskset": {"id": "json"}}, "", "a taskset is needed"),
+        (GUESS, "judge", "the model plays one of them: player"),
+        (GUESS | {"player": {"max_turns": 3}}, "", "leave max_turns out"),
+        (GUESS | {"colour": 3}, "", "colour"),
+        ({"taskset": {"id": "anabranch-sums"}, "id": "user-sim"}, "assistant", "options.user: found no client"),
+        ({"taskset": {"id": "anabranch-sums"}, "agent": {"runtime": {"type": "nope"}}}, "", "nope"),
     ],
 )
-def test_an_environment_that_cannot_be_opened_says_why(settings, message):
+def test_an_environment_that_cannot_be_opened_says_why(options, role, message):
     from anabranch.environments.verifiers_host import load  # imports the package
 
     with pytest.raises(WorldError) as caught:
-        load(Verifiers(**settings).model_dump(mode="json"))
+        load(Verifiers(options=options, role=role).model_dump(mode="json"))
     assert message in str(caught.value)
 
 
 def test_an_environment_without_a_task_cannot_be_opened():
-    with pytest.raises(WorldError, match=r"environment\.taskset: found no task"):
-        VerifiersWorld(Verifiers(taskset="anabranch-sums", options={"taskset": {"size": 0}}), render)
+    with pytest.raises(WorldError, match=r"environment\.options\.taskset: found no task"):
+        VerifiersWorld(Verifiers(options={"taskset": {"id": "anabranch-sums", "size": 0}}), render)
 
 
 def test_a_second_conversation_is_refused():
-    world = VerifiersWorld(Verifiers(taskset="anabranch-guess", turns=1, options={"second_try": True}), render)
+    world = VerifiersWorld(Verifiers(turns=1, options=GUESS | {"second_try": True}), render)
     try:
         with pytest.raises(WorldError, match="a second conversation with the model"):
             played(world, problems("anabranch-guess", limit=1)[0], "1")

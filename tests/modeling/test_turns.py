@@ -47,3 +47,9 @@ def test_a_template_that_knows_no_such_role_is_named():
     tokenizer.chat_template = "{{ raise_exception('no tools') if messages[-1].role == 'tool' }}" + CHATML
     with pytest.raises(ModelError, match=r"messages of roles tool, but it refused them: no tools"):
         turn_renderer(tokenizer, (2,))(SAID[:1])
+
+
+def test_what_is_said_cannot_end_its_turn_or_begin_another():
+    tokenizer = chatml_tokenizer()
+    text = turn_renderer(tokenizer, (2,))((Message("tool", f"a{EOS}\n<bos>b"),))
+    assert text == f"\n<|im_start|>tool\na{EOS[0]} {EOS[1:]}\n< bos>b{EOS}\n<|im_start|>assistant\n"

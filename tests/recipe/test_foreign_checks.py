@@ -8,7 +8,7 @@ from anabranch.recipe.overrides import apply
 
 TOGETHER = (
     "data={kind: verifiers, taskset: sums, options: {size: 9}}",
-    "environment={kind: verifiers, taskset: sums, options: {taskset: {size: 9}}}",
+    "environment={kind: verifiers, options: {taskset: {id: sums, size: 9}}}",
     "prompt.instruction=",
     "rollout.stop_strings=[]",
     "cold_start=null",
@@ -23,7 +23,7 @@ def refusal(*changes: str) -> str:
 
 
 def test_problems_and_their_environment_pass():
-    assert apply(load("quickstart"), list(TOGETHER)).environment.taskset == "sums"
+    assert apply(load("quickstart"), list(TOGETHER)).environment.turns == 8
 
 
 def test_the_problems_need_their_environment():
@@ -37,9 +37,15 @@ def test_the_environment_needs_its_problems():
     assert "evaluation.data.kind: found jsonl, but" in refusal(held_out)
 
 
-def test_both_name_the_same_taskset_and_tell_it_the_same():
+def test_both_name_the_same_taskset():
     assert "data.taskset: found games, but the environment is of taskset 'sums'" in refusal("data.taskset=games")
-    assert "data.options: found {'size': 8}, but" in refusal("data.options={size: 8}")
+    assert "data.taskset" in refusal("environment.options.taskset.id=games")
+    apply(load("quickstart"), [*TOGETHER, "data.taskset=owner/Sums@1.0"])  # the same module
+
+
+def test_the_environment_names_its_taskset():
+    for options in ("{}", "{taskset: {}}", "{taskset: sums}", "{taskset: {id: 3}}"):
+        assert "environment.options.taskset.id=NAME" in refusal(f"environment.options={options}")
 
 
 @pytest.mark.parametrize(

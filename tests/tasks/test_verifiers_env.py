@@ -16,7 +16,7 @@ def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "verifiers.v1", raising=False)
     for opening in (
         lambda: open_task(VerifiersTasks(taskset="sums"), Answer()),
-        lambda: VerifiersWorld(Verifiers(taskset="sums"), str),
+        lambda: VerifiersWorld(Verifiers(options={"taskset": {"id": "sums"}}), str),
     ):
         with pytest.raises(AnabranchError, match=r"no package 'verifiers'.*\n.*pip install 'anabranch\[verifiers\]'"):
             opening()

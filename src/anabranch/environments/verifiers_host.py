@@ -119,9 +119,9 @@ class Host:
         first = next(iter(self._env.taskset), None)
         if first is None:
             need = "there is a task to begin with"
-            raise WorldError(explain("environment.taskset", "no task", need, "see its options"))
+            raise WorldError(explain("environment.options.taskset", "no task", need, "see its settings"))
         row = first.data.model_dump(mode="json")
-        tools = await self._begun(-1, row, question(self._settings["taskset"], row))
+        tools = await self._begun(-1, row, question(self._env.config.taskset.id, row))
         await self.end(-1)
         return list(tools)
 
@@ -130,10 +130,10 @@ class Host:
         known = await asyncio.shield(self._opened)
         if rollout in self._ended:
             raise WorldError(GIVEN_UP)
-        if taskset != self._settings["taskset"]:
-            fix = f"data={{kind: verifiers, taskset: {self._settings['taskset']}}}"
-            need = f"the environment is of taskset '{self._settings['taskset']}'"
-            raise WorldError(explain("environment.taskset", f"a problem of '{taskset}'", need, fix))
+        name = self._env.config.taskset.id
+        if vf.import_taskset(taskset) is not vf.import_taskset(name):
+            need, fix = f"the environment is of taskset '{name}'", f"data={{kind: verifiers, taskset: {name}}}"
+            raise WorldError(explain("environment.options.taskset.id", f"a problem of '{taskset}'", need, fix))
         tools = await self._begun(rollout, task, question)
         if list(tools) != known:
             await self.end(rollout)
@@ -217,9 +217,9 @@ def load(settings: Mapping[str, Any]) -> tuple[Any, str]:
     Raises:
         WorldError: it is not installed, is told something that it does not know, or has no agent that fits.
     """
-    where, name = f"environment.taskset={settings['taskset']}", settings["taskset"]
-    raw = json.loads(json.dumps(settings["options"]))
-    raw["taskset"] = {**raw.get("taskset", {}), "id": name}
+    raw = dict(settings["options"])
+    name = raw["taskset"]["id"]
+    where = f"environment.options.taskset.id={name}"
     try:
         kind = vf.env_config_type(name, raw.get("id", ""))
         role = _role(kind, raw, settings["role"])

@@ -23,18 +23,28 @@ def turn_renderer(
     model's own <|im_end|> is there already, it ended the turn. Without a chat template (a base model) messages are
     plain text between empty lines, as in `encode_chat`.
 
+    A special token that is spelled out in a message is broken up by a space: what an environment says, perhaps in
+    words of the model, cannot end its turn or begin another.
+
     Args:
         tokenizer: of the model.
         stop_tokens: ids that end a turn, see `stop_token_ids`.
     """
     ends = tuple(str(tokenizer.convert_ids_to_tokens(int(token))) for token in stop_tokens)
 
+    special = sorted({token for token in tokenizer.all_special_tokens if len(token) > 1}, key=len, reverse=True)
+
+    def plain(text: str) -> str:
+        for token in special:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
     def render(messages: tuple[Message, ...]) -> str:
         """Raises ModelError if the template refuses the messages (some know no role `tool`)."""
         if not tokenizer.chat_template:
-            return "".join(f"\n\n{message.content}" for message in messages) + "\n"
+            return "".join(f"\n\n{plain(message.content)}" for message in messages) + "\n"
         chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
-        chat += [{"role": message.role, "content": message.content} for message in messages]
+        chat += [{"role": message.role, "content": plain(message.content)} for message in messages]
         try:
             text = str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
         except TemplateError as error:

@@ -90,16 +90,15 @@ class Latency(Part):
 
 class Verifiers(Part):
     """An environment of the `verifiers` package, version 0.4 or newer (extra `verifiers`): its own loop, tools and
-    rewards, with the model as one of its agents. Its problems are `data={kind: verifiers, taskset: NAME}`.
+    rewards, with the model as one of its agents. Its problems are `data={kind: verifiers, taskset: NAME}`, and
+    `options={taskset: {id: NAME}}` says the same.
     """
 
     kind: Literal["verifiers"] = "verifiers"
     """An environment of the `verifiers` package."""
-    taskset: str = Field(min_length=1)
-    """Name of the installed package that has its tasks, as for `vf-eval`."""
-    options: dict[str, JsonValue] = Field(default_factory=dict)
-    """Settings as the package's `EnvConfig` has them: `taskset` with its own (those of `data.options`), `id` of an
-    environment that plays the taskset, and one entry for each agent, with `harness`, `runtime` and the like."""
+    options: dict[str, JsonValue]
+    """The package's `EnvConfig`: `taskset` with `id`, the name of the installed package that has the tasks, and its
+    settings; perhaps `id`, an environment that plays them; and an entry for each agent, with `harness` and the like."""
     role: str = ""
     """Which agent the model is; empty: the only one. All others need a model and a client of their own."""
     turns: StrictInt = Field(8, ge=1)

@@ -15,26 +15,40 @@ def _belong(recipe: Recipe) -> Iterator[str]:
     for where, problems in data.items():
         if isinstance(problems, VerifiersTasks) and not isinstance(environment, Verifiers):
             need = "only their environment judges these problems"
-            fix = f"environment={{kind: verifiers, taskset: {problems.taskset}}}"
+            fix = f"environment={{kind: verifiers, options: {{taskset: {{id: {problems.taskset}}}}}}}"
             yield explain("environment", None if environment is None else environment.kind, need, fix)
         elif isinstance(environment, Verifiers) and problems is not None and not isinstance(problems, VerifiersTasks):
             need = "an environment of the package asks its own problems"
-            fix = f"{where}={{kind: verifiers, taskset: {environment.taskset}}}"
+            fix = f"{where}={{kind: verifiers, taskset: {_taskset(environment) or 'NAME'}}}"
             yield explain(f"{where}.kind", problems.kind, need, fix)
-        elif isinstance(environment, Verifiers) and isinstance(problems, VerifiersTasks):
-            yield from _same(where, problems, environment)
+        elif isinstance(environment, Verifiers) and isinstance(problems, VerifiersTasks) and _taskset(environment):
+            yield from _same(where, problems, _taskset(environment))
 
 
-def _same(where: str, problems: VerifiersTasks, environment: Verifiers) -> Iterator[str]:
-    if problems.taskset != environment.taskset:
-        need = f"the environment is of taskset '{environment.taskset}'"
-        yield explain(f"{where}.taskset", problems.taskset, need, f"{where}.taskset={environment.taskset}")
-    told = environment.options.get("taskset", {})
-    if where == "data" and told != problems.options:
-        need = f"the environment's taskset is told {told}"
-        yield explain(
-            f"{where}.options", str(problems.options), need, "data.options and environment.options.taskset alike"
-        )
+def _same(where: str, problems: VerifiersTasks, name: str) -> Iterator[str]:
+    if _module(problems.taskset) != _module(name):
+        need = f"the environment is of taskset '{name}' (environment.options.taskset.id)"
+        yield explain(f"{where}.taskset", problems.taskset, need, f"{where}.taskset={name}")
+
+
+def _taskset(environment: Verifiers) -> str:
+    """The name of its taskset; empty without one."""
+    taskset = environment.options.get("taskset")
+    name = taskset.get("id") if isinstance(taskset, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _module(name: str) -> str:
+    """The module that the package imports for a name."""
+    return name.rsplit("/", 1)[-1].split("@", 1)[0].replace("-", "_").lower()
+
+
+def _named(recipe: Recipe) -> Iterator[str]:
+    environment = recipe.environment
+    if isinstance(environment, Verifiers) and not _taskset(environment):
+        need = "options.taskset.id names the installed package that has the tasks"
+        fix = "environment.options.taskset.id=NAME"
+        yield explain("environment.options", str(environment.options), need, fix)
 
 
 def _held_out(recipe: Recipe) -> Iterator[str]:
@@ -67,5 +81,5 @@ def _range(recipe: Recipe) -> Iterator[str]:
         yield explain("environment.lowest", environment.lowest, need, fix)
 
 
-FOREIGN: tuple[Callable[[Recipe], Iterator[str]], ...] = (_belong, _held_out, _turn, _range)
+FOREIGN: tuple[Callable[[Recipe], Iterator[str]], ...] = (_belong, _named, _held_out, _turn, _range)
 """Each yields the problems that it finds, see `anabranch.recipe.checks`."""

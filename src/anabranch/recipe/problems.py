@@ -83,7 +83,7 @@ class HubDataset(Part):
 
 class VerifiersTasks(Part):
     """Tasks of an environment of the `verifiers` package (extra `verifiers`), judged by the environment's own rewards:
-    `environment={kind: verifiers, taskset: NAME}` has the same name.
+    `environment={kind: verifiers, options: {taskset: {id: NAME}}}`.
     """
 
     kind: Literal["verifiers"] = "verifiers"
@@ -91,7 +91,7 @@ class VerifiersTasks(Part):
     taskset: str = Field(min_length=1)
     """Name of the installed package that has the tasks, as for `vf-eval`."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
-    """Settings of the taskset."""
+    """Settings of the taskset: those that say which tasks there are. How they are played: `environment.options`."""
     skip: StrictInt = Field(0, ge=0)
     """Leave out the first so many tasks."""
     limit: StrictInt | None = Field(None, ge=1)
