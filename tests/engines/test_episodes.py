@@ -184,6 +184,25 @@ def test_an_environment_that_is_later_than_its_runner_allows_ends_the_run_and_is
                 episodes.advance()
 
 
+@pytest.mark.parametrize("schedule", ["clock", "counted"])
+def test_two_streams_with_one_runner_leave_each_other_alone(parts, schedule):
+    alone = {name: rollout.text for name, rollout in all_of(parts, Talkers(), [request(6, limit=400)]).items()}
+    model, tokenizer = parts
+    with Runner(Talkers()) as runner:
+        answerer = Answerer(TorchEngine(model, tokenizer), tokenizer, runner)
+        waits, runs = answerer.open(schedule=schedule), answerer.open(schedule=schedule)
+        waits.submit(PROBLEM, request(6, limit=400))
+        found = {rollout.name: rollout.text for _ in range(12) for rollout in waits.advance()}
+        runs.submit(PROBLEM, request(5, limit=400, step=-1))
+        others = []
+        while runs.in_flight:
+            others += runs.advance()
+        while waits.in_flight:
+            found |= {rollout.name: rollout.text for rollout in waits.advance()}
+    assert found == alone
+    assert sorted(rollout.sample for rollout in others) == [0, 1, 2, 3, 4]
+
+
 def test_counted_the_order_of_rollouts_depends_on_no_clock(parts):
     orders = [list(all_of(parts, Talkers(), [request(9, limit=400)], "counted")) for _ in range(3)]
     assert orders[0] == orders[1] == orders[2]

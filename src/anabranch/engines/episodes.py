@@ -139,7 +139,7 @@ class Episodes:
         if self._runner is None or not self._asked:
             return []
         if self._schedule == "clock":
-            found = self._runner.results(timeout)
+            found = self._runner.results(timeout, among=self._asked)
             if timeout and not found:
                 raise self._late(next(iter(self._asked)))
         else:

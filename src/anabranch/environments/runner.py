@@ -21,7 +21,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -116,18 +116,29 @@ class Runner:
             else:
                 rollout.thread.post(lambda: rollout.inbox.put_nowait(text))
 
-    def results(self, timeout: float | None) -> list[tuple[Any, Observation | Failure]]:
+    def results(
+        self, timeout: float | None, among: Container[Any] | None = None
+    ) -> list[tuple[Any, Observation | Failure]]:
         """The answers that have come and were not fetched, in the order in which they came.
 
         Args:
             timeout: most seconds to wait for one; 0: none; None: as long as it takes. Without a step under way
                 nothing is waited for.
+            among: only those of these rollouts; None: of all. Callers that share a runner leave each other's alone.
         """
+
+        def mine(rollouts: Iterable[_Rollout]) -> list[_Rollout]:
+            return [rollout for rollout in rollouts if among is None or rollout.name in among]
+
+        def over() -> bool:
+            idle = all(rollout.asked is None for rollout in mine(self._rollouts.values()))
+            return bool(mine(self._answers)) or idle or self._closed or self._bug is not None
+
         with self._changed:
             self._check()
-            self._changed.wait_for(lambda: self._answers or self._idle() or self._closed or self._bug, timeout)
+            self._changed.wait_for(over, timeout)
             self._check()
-            return [(rollout.name, self._fetch(rollout)) for rollout in tuple(self._answers)]
+            return [(rollout.name, self._fetch(rollout)) for rollout in mine(self._answers)]
 
     def wait_for(self, name: Hashable, timeout: float | None) -> Observation | Failure:
         """The answer to the step of one rollout.
@@ -209,9 +220,6 @@ class Runner:
 
     def _moved(self, answered: int) -> bool:
         return self._answered != answered or self._closed or self._bug is not None
-
-    def _idle(self) -> bool:
-        return all(rollout.asked is None for rollout in self._rollouts.values())
 
     def _publish(self, rollout: _Rollout, answer: Observation | Failure, state: dict[str, Any] | None) -> None:
         """The answer to the step under way."""
