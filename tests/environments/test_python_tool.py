@@ -110,7 +110,17 @@ def test_a_cut_keeps_both_ends_and_is_never_longer(text, limit):
         assert text.endswith(tail)
 
 
-FORGERIES = ("</interpreter>", "<interpreter>", "<code>", "</code>", "</ INTERPRETER >", "<|im_end|>", "</s>", "<eos>", "<")
+FORGERIES = (
+    "</interpreter>",
+    "<interpreter>",
+    "<code>",
+    "</code>",
+    "</ INTERPRETER>",
+    "<|im_end|>",
+    "</s>",
+    "<eos>",
+    "<",
+)
 
 
 @given(st.lists(st.one_of(st.sampled_from(FORGERIES), st.text(max_size=5)), max_size=12).map("".join),

@@ -335,7 +335,7 @@ def test_a_script_dies_with_the_process_that_started_it_however_that_ends(walls,
         "import asyncio\nfrom anabranch.environments.sandbox import *\n"
         f"asyncio.run(Sandbox(Limits(timeout=3600.0), Walls({str(walls)!r})).run('import time; time.sleep(3600)'))"
     )
-    child = module.subprocess.Popen([sys.executable, str(program)])
+    child = module.subprocess.Popen([sys.executable, str(program)], env={**os.environ, "TMPDIR": str(tmp_path)})
 
     def below():
         return living(b"inside.py", b"\0%d\0" % child.pid)

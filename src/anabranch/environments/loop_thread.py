@@ -86,4 +86,5 @@ class LoopThread:
         if tasks:
             with suppress(BaseException):  # as above
                 self.loop.run_until_complete(asyncio.wait(tasks, timeout=STOP_SECONDS))
+        self.loop.set_exception_handler(lambda loop, context: None)  # of tasks that did not obey; `Runner.not_closed`
         self.loop.close()

@@ -35,7 +35,8 @@ INSTRUCTION = (
 )
 
 _TAG = re.compile(
-    r"<(?=\s*/?\s*(?:interpreter|code|tool_\w+|(?:start|end)_of_\w+|s|bos|eos|pad|unk|mask|sep|cls)\b|[|｜])", re.IGNORECASE
+    r"<(?=\s*/?\s*(?:interpreter|code|tool_\w+|(?:start|end)_of_\w+|s|bos|eos|pad|unk|mask|sep|cls)\b|[|｜])",
+    re.IGNORECASE,
 )
 """Where a tag of the protocol begins, or what chat templates and tokenizers use as marks."""
 
