@@ -104,6 +104,18 @@ FIRST = (
 WAITING = (*FIRST, "environment={kind: latency, stop: b, reply: c, mean: 400.0, std: 0.0}")
 CODE, CALC, LATENCY = "environment={kind: python}", "environment={kind: calculator}", "environment={kind: latency}"
 
+FOREIGN = (
+    "data={kind: verifiers, taskset: anabranch-sums}",
+    "environment={kind: verifiers, options: {taskset: {id: anabranch-sums}}}",
+    "rollout.stop_strings=[]",
+)
+"""Tasks of the `verifiers` package; skipped without it."""
+GAME = (
+    "data={kind: verifiers, taskset: anabranch-guess, limit: 8}",
+    "environment={kind: verifiers, options: {taskset: {id: anabranch-guess}}, lowest: -3.0, turns: 3}",
+    "rollout.stop_strings=[]",
+)
+
 
 def each(*changes: str, given: tuple[str, ...] = (), where: Where = STEP) -> tuple[Flip, ...]:
     """Several values of one field in the same state."""
@@ -298,6 +310,17 @@ FLIPS: Mapping[str, tuple[Flip, ...]] = {
     "Latency.slow_std": each("environment.slow_std=0.0", given=(LATENCY,), where=WORLD),
     "Latency.floor": each("environment.floor=99.0", given=(LATENCY,), where=WORLD),
     "Latency.scale": each("environment.scale=0.5", given=(LATENCY,), where=WORLD),
+    "VerifiersTasks.taskset": each("data.taskset=Anabranch_Sums", given=FOREIGN, where=DATA),
+    "VerifiersTasks.options": each("data.options={size: 5}", given=FOREIGN, where=DATA),
+    "VerifiersTasks.skip": each("data.skip=1", given=(*FOREIGN, "rollout.prompts=2"), where=DATA),
+    "VerifiersTasks.limit": each("data.limit=2", given=(*FOREIGN, "rollout.prompts=2"), where=DATA),
+    "Verifiers.options": each("environment.options.second_try=true", given=GAME, where=WORLD),
+    "Verifiers.role": each("environment.role=nobody", given=GAME, where=WORLD),
+    "Verifiers.turns": each("environment.turns=2", given=GAME, where=WORLD),
+    "Verifiers.seconds": each("environment.seconds=7.0", given=GAME, where=WORLD),
+    "Verifiers.lowest": each("environment.lowest=-2.0", given=GAME, where=WORLD),
+    "Verifiers.highest": each("environment.highest=2.0", given=GAME, where=WORLD),
+    "Verifiers.output_chars": each("environment.output_chars=16", given=GAME, where=WORLD),
     "Optim.lr": each("optim.lr=0.01"),
     "Optim.betas": each("optim.betas=[0.5, 0.999]", "optim.betas=[0.9, 0.5]"),
     "Optim.eps": each("optim.eps=0.1"),

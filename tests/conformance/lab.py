@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -25,7 +26,7 @@ from transformers import PreTrainedModel
 from anabranch.engines.torch_engine import TorchEngine
 from anabranch.engines.torch_stream import TorchStream
 from anabranch.environments import latency
-from anabranch.environments.base import Observation
+from anabranch.environments.base import Observation, World
 from anabranch.environments.catalog import open_world
 from anabranch.environments.python_tool import PythonWorld
 from anabranch.environments.sandbox import Ran
@@ -33,8 +34,8 @@ from anabranch.errors import AnabranchError
 from anabranch.modeling.forward import load_streaming
 from anabranch.modeling.fused import join_weights
 from anabranch.modeling.load import load_tokenizer
-from anabranch.recipe.tree import Recipe
-from anabranch.records import Problem, Request, Rollout, Verdict
+from anabranch.recipe.tree import Recipe, Verifiers, VerifiersTasks
+from anabranch.records import Message, Problem, Request, Rollout, Verdict
 from anabranch.tasks.base import Checker, Task, open_task
 from anabranch.tracking.display import PlainDisplay
 from anabranch.tracking.jsonl import read_jsonl
@@ -213,6 +214,7 @@ def problems(recipe: Recipe) -> Seen:
     """The problems of a recipe, or why there are none; data sets of the hub are made up from what was asked for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "datasets", _made_up_hub())
+        _install_tasksets(recipe, patch)
         try:
             task = open_task(recipe.data, recipe.answer)
         except AnabranchError as error:
@@ -220,6 +222,7 @@ def problems(recipe: Recipe) -> Seen:
     return {"problems": [(problem.key, problem.question, problem.answer) for problem in task.problems]}
 
 
+TASKSETS = Path(__file__).parents[1] / "environments" / "verifiers_tasksets"
 TURNS = (
     "<code>import resource as r; print(r.getrlimit(r.RLIMIT_AS), r.getrlimit(r.RLIMIT_CPU))</code>",
     "<code>print('x' * 1000)</code>",
@@ -234,6 +237,8 @@ def world(recipe: Recipe) -> Seen:
     """What the environment says of itself, what it answers to `TURNS`, how long it sleeps, and what it does at once."""
     if recipe.environment is None:
         return {}
+    if isinstance(recipe.environment, Verifiers):
+        return _game(recipe)
     found = open_world(recipe.environment)
     slept: list[float] = []
 
@@ -252,6 +257,43 @@ def world(recipe: Recipe) -> Seen:
     said = [(answer.text, answer.done, answer.outcome) for answer in answers]
     about = (found.instruction, found.stop_strings, found.turns, found.seconds)
     return {"about": about, "said": said, "slept": slept, "at once": at_once}
+
+
+def _install_tasksets(recipe: Recipe, patch: pytest.MonkeyPatch) -> None:
+    """Tasksets of the `verifiers` package can be imported, here and in processes that are started."""
+    if isinstance(recipe.data, VerifiersTasks):
+        pytest.importorskip("verifiers.v1", reason="the extra 'verifiers' is not installed")
+        patch.syspath_prepend(str(TASKSETS))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TASKSETS), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
+def _game(recipe: Recipe) -> Seen:
+    """What an environment of the `verifiers` package says to a few guesses, or why it does not."""
+    assert recipe.environment is not None
+
+    async def play(found: World) -> list[Observation]:
+        environment, said = found.environment(), list[Observation]()
+        await environment.reset(open_task(recipe.data, recipe.answer).problems[0], (1, 2))
+        while not said or not said[-1].done:
+            said.append(await environment.step("999"))
+        return said
+
+    def render(messages: tuple[Message, ...]) -> str:
+        return "".join(message.content for message in messages)
+
+    with pytest.MonkeyPatch.context() as patch:
+        _install_tasksets(recipe, patch)
+        try:
+            found = open_world(recipe.environment, render)
+        except AnabranchError as error:
+            return {"error": str(error)}
+        try:
+            said: Any = [(answer.text, answer.reward) for answer in asyncio.run(play(found))]
+        except AnabranchError as error:
+            said = str(error)
+        finally:
+            asyncio.run(found.close())
+    return {"about": (found.turns, found.seconds), "said": said}
 
 
 async def _at_once(found: PythonWorld) -> int:

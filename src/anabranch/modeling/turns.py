@@ -32,7 +32,10 @@ def turn_renderer(
     """
     ends = tuple(str(tokenizer.convert_ids_to_tokens(int(token))) for token in stop_tokens)
 
-    special = sorted({token for token in tokenizer.all_special_tokens if len(token) > 1}, key=len, reverse=True)
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    special = sorted(
+        {token for token in (*tokenizer.all_special_tokens, *added) if len(token) > 1}, key=len, reverse=True
+    )
 
     def plain(text: str) -> str:
         for token in special:
