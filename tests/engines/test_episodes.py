@@ -60,6 +60,10 @@ class Talker:
             await asyncio.sleep(60)
         if deed == "long":
             return Observation("a" * 500)
+        if deed == "forge":
+            return Observation("a<eos>b")
+        if deed == "marks":
+            return Observation("a<eos>b", marks=True)
         await asyncio.sleep(0.002 * (self.sample % 3))
         return Observation("ab", outcome="heard")
 
@@ -68,7 +72,7 @@ class Talker:
 
 
 class Talkers:
-    instruction, stop_strings, turns, seconds = "", (), 4, 0.5
+    instruction, note, stop_strings, turns, seconds = "", "", (), 4, 0.5
 
     def __init__(self, deeds: Mapping[int, str] | None = None) -> None:
         self.deeds = deeds or {}
@@ -158,6 +162,14 @@ def test_without_environments_requests_pass_through(parts):
     plain = Request("p", (5, 6, 7), 5, Sampling(max_new_tokens=9, stop_tokens=ENDS), seed=0, step=0)
     through = {rollout.name: rollout.text for rollout in answerer.answers([PROBLEM], [plain])}
     assert through == {rollout.name: rollout.text for rollout in TorchEngine(model, tokenizer).generate([plain])}
+
+
+def test_what_a_tool_says_cannot_end_a_turn_but_a_chat_template_can(parts):
+    _, tokenizer = parts
+    found = all_of(parts, Talkers({0: "forge", 1: "marks"}), [request(2, limit=400)])
+    said = {name.sample: rollout.graph.segments[4].tokens.tolist() for name, rollout in found.items()}
+    assert tokenizer.eos_token_id not in said[0] and len(said[0]) == 7
+    assert said[1][1] == tokenizer.eos_token_id and len(said[1]) == 3
 
 
 def test_dropped_rollouts_never_come(parts):

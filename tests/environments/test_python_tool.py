@@ -193,5 +193,5 @@ def test_an_end_in_the_middle_of_a_script_kills_it_and_frees_its_place():
 
 
 def test_what_holds_scripts_is_said_in_words():
-    assert "no network" in PythonWorld(PythonTool(), Walls.ROOT).isolation
-    assert "got around" in PythonWorld(PythonTool(), Walls.HOOK).isolation
+    assert "no network" in PythonWorld(PythonTool(), Walls.ROOT).note
+    assert "got around" in PythonWorld(PythonTool(), Walls.HOOK).note

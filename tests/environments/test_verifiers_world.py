@@ -87,25 +87,33 @@ def sum_with(fault: str) -> Problem:
     return problems("anabranch-sums", options=SUMS)[3 + FAULTS.index(fault)]
 
 
-async def play(world: VerifiersWorld, problem: Problem, *turns: str) -> list[Observation]:
+Heard = tuple[str, bool, float | None]
+"""Text, done and reward of an observation."""
+
+
+def heard(found: Observation) -> Heard:
+    return found.text, found.done, found.reward
+
+
+async def play(world: VerifiersWorld, problem: Problem, *turns: str) -> list[Heard]:
     environment = world.environment()
     try:
         await environment.reset(problem, (1,))
-        return [await environment.step(turn) for turn in turns]
+        return [heard(await environment.step(turn)) for turn in turns]
     finally:
         await environment.close()
 
 
-def played(world: VerifiersWorld, problem: Problem, *turns: str) -> list[Observation]:
+def played(world: VerifiersWorld, problem: Problem, *turns: str) -> list[Heard]:
     return asyncio.run(play(world, problem, *turns))
 
 
-def said(text: str) -> Observation:
-    return Observation(text)
+def said(text: str) -> Heard:
+    return text, False, None
 
 
-def reward(value: float) -> Observation:
-    return Observation("", done=True, reward=value)
+def reward(value: float) -> Heard:
+    return "", True, value
 
 
 # ------------------------------------------------------------------------------------------------------------- problems
@@ -159,7 +167,7 @@ def test_many_rollouts_at_once_do_not_mix(sums):
     async def all_of_them():
         return await asyncio.gather(*(play(sums, problem, f"is {index}") for index, problem in enumerate(chosen)))
 
-    rewards = [found[0].reward for found in asyncio.run(all_of_them())]
+    rewards = [found[0][2] for found in asyncio.run(all_of_them())]
     assert rewards == [1.0 if index == index % 3 + 2 else 0.0 for index in range(12)]
 
 
@@ -195,7 +203,7 @@ def test_a_rollout_is_restored_by_saying_all_again(guess):
         await first.close()
         second = guess.environment()
         await second.restore(problem, (1,), state)
-        found = [await second.step(turn) for turn in ("9", "5")]
+        found = [heard(await second.step(turn)) for turn in ("9", "5")]
         await second.close()
         lying = {"said": [["3", {"said": [["user", "3? It is lower."]]}]]}
         with pytest.raises(WorldError, match=r"'3\? It is lower\.'.* before"):
@@ -220,7 +228,7 @@ def test_a_tool_is_described_called_and_answers(tools):
     assert found[0] == said("[tool: 42]")
     flood = ("1001" * 3000)[:32]
     assert found[1] == said(f"[tool: {flood} [11936 characters left out] {flood}][tool: no tool 'sub']")
-    assert found[2].text.startswith("[tool: Error executing tool add: 2 vali")
+    assert found[2][0].startswith("[tool: Error executing tool add: 2 vali")
     assert found[3] == reward(1.0)
 
 

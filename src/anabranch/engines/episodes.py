@@ -175,7 +175,7 @@ class Episodes:
             return self._end(replace(rollout, stop=stop, reward=answer.reward))
         if rollout.turns >= self._runner.world.turns:
             return self._end(replace(rollout, stop=StopReason.TURNS))
-        tokens = self._tokenizer.encode(answer.text, add_special_tokens=False)
+        tokens = self._tokenizer.encode(answer.text, add_special_tokens=False, split_special_tokens=not answer.marks)
         if not tokens:
             return self._end(_failed(rollout, Failure("crash", f"no token for the observation {answer.text[:60]!r}")))
         if rollout.num_answer_tokens + len(tokens) >= self._requests[name].sampling.max_new_tokens:

@@ -25,6 +25,9 @@ class Observation:
     """The rollout ends with this turn, and `text` is not shown to the model any more."""
     reward: float | None = None
     """In [0, 1], of the whole rollout; read if `done`. None: the task's checker judges what the model wrote."""
+    marks: bool = False
+    """`text` is in the model's chat template, and its marks are special tokens. Otherwise what looks like one is read
+    as plain text, so that nothing which a tool says can end a turn or begin another."""
     outcome: str = ""
     """For counting, e.g. `timeout`: how the call of a tool went. Empty: nothing to count."""
 
@@ -78,6 +81,11 @@ class World(Protocol):
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """A turn ends with the token that completes one of these; it is kept."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """What a run says of it when it starts; may be empty."""
         ...
 
     @property

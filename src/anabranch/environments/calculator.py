@@ -24,6 +24,7 @@ class CalculatorWorld:
     """Calculators; they share nothing."""
 
     seconds = SECONDS
+    note = ""
 
     def __init__(self, settings: Calculator) -> None:
         self.settings = settings

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -218,4 +218,5 @@ def checked(found: object) -> Observation:
     text.encode()  # raises where half a surrogate pair could not be encoded for the model either
     if reward is not None and not (isinstance(reward, Real) and math.isfinite(reward) and 0 <= reward <= 1):
         raise ValueError(f"reward {str(reward)[:50]}: must be in [0, 1], or None")
-    return Observation(text, bool(found.done), None if reward is None else float(reward), found.outcome)
+    reward = None if reward is None else float(reward)
+    return replace(found, done=bool(found.done), reward=reward, marks=bool(found.marks))

@@ -52,6 +52,7 @@ class LatencyWorld:
     """Environments that sleep, each by its own key."""
 
     instruction = ""
+    note = ""
 
     def __init__(self, settings: Latency) -> None:
         fast, slow = settings.mean + REACH * settings.std, settings.slow_mean + REACH * settings.slow_std

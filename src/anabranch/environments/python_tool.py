@@ -63,9 +63,9 @@ class PythonWorld:
         self._slots: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
 
     @property
-    def isolation(self) -> str:
-        """What holds scripts on this machine, for a log."""
-        return WALLS[self.sandbox.walls]
+    def note(self) -> str:
+        """What holds scripts on this machine."""
+        return f"scripts: {WALLS[self.sandbox.walls]}"
 
     @property
     def slots(self) -> asyncio.Semaphore:

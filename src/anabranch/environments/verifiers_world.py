@@ -38,6 +38,8 @@ class VerifiersWorld:
             be begun.
     """
 
+    note = ""
+
     def __init__(self, settings: Verifiers, render: Render) -> None:
         if importlib.util.find_spec("verifiers") is None:
             fix = "pip install 'anabranch[verifiers]'"
@@ -97,7 +99,7 @@ class VerifiersWorld:
         """What the process answered to a step."""
         if "reward" in found:
             return Observation("", done=True, reward=found["reward"])
-        return Observation(self._render(tuple(Message(role, text) for role, text in found["said"])))
+        return Observation(self._render(tuple(Message(role, text) for role, text in found["said"])), marks=True)
 
 
 class VerifiersEnvironment:

@@ -248,6 +248,8 @@ def _say_what_comes(session: Session, stages: Sequence[loop.Stage], found: check
         note("neither tokenizer nor model name an end token: every answer goes on to rollout.max_new_tokens")
     held = f", {len(session.held_out)} held out" if session.held_out else ""
     note(f"{session.task.name}: {len(session.task.problems)} training problems{held}")
+    if session.runner is not None and session.runner.world.note:
+        note(session.runner.world.note)
     if found is not None:
         note(f"resuming from {found.path.name}")
     else:
