@@ -65,6 +65,8 @@ SMALL = (
     "train={minibatches: 2}",
     "cold_start=null",
     "evaluation=null",
+    "environment=null",
+    "rollout.asynchronous=null",
 )
 """On every preset. MODEL, TRAIN, HELD_OUT, OTHER_MODEL, VALUES: paths, put in by the harness."""
 

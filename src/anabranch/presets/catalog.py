@@ -11,7 +11,7 @@ from anabranch.errors import RecipeError, explain
 from anabranch.presets import many_updates, methods, single_stream
 from anabranch.presets.published import PAPER, Method
 from anabranch.presets.quickstart import quickstart
-from anabranch.presets.small import small_sums
+from anabranch.presets.small import small_calculator, small_sums
 from anabranch.recipe.io import from_yaml
 from anabranch.recipe.tree import Recipe
 
@@ -19,6 +19,7 @@ PRESETS: Mapping[str, Callable[[], Recipe]] = MappingProxyType(
     {
         "quickstart": quickstart,
         "small_sums": small_sums,
+        "small_calculator": small_calculator,
         "ppo_vanilla": methods.ppo_vanilla,
         "reinforce_pp": methods.reinforce_pp,
         "grpo": methods.grpo,

@@ -61,6 +61,18 @@ def small(recipe: Recipe, *more: str) -> Recipe:
     return apply(recipe, (*SMALL, *more))
 
 
+def small_calculator() -> Recipe:
+    """`small_sums` with a tool: a calculator writes the result behind every `=`, and steps wait for no straggler."""
+    return small(
+        lite_ppo(),
+        "name=small_calculator",
+        "environment={kind: calculator, open: '', close: '=', reply: ' {}'}",
+        "rollout.asynchronous={oversample: 0.5}",
+        "steps=10",
+        "evaluation.every=5",
+    )
+
+
 def small_sums() -> Recipe:
     """A model of less than a million parameters learns sums of four numbers within two minutes, with Lite PPO."""
     return small(lite_ppo(), "name=small_sums")
