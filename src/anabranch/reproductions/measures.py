@@ -141,7 +141,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
         "dead": Measure("answers with an advantage within 0.02", "points", mean_of("centred_small")),
         "dead_late": Measure("the same, last quarter", "points", late("centred_small")),
         "variance": Measure("variance of advantages", "reward^2", mean_of("centred_variance")),
-        "variance_kept": Measure("variance of advantages over that of rewards", "times", variance_kept),
+        "variance_kept": Measure("variance of advantages as a share of that of rewards", "points", variance_kept),
         "variance_spread": Measure(
             "std over steps of the variance of advantages", "reward^2", spread_of_steps("centred_variance")
         ),
