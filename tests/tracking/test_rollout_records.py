@@ -1,6 +1,7 @@
 """What a line of rollouts.jsonl tells."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ SCORE = Score(1.1, {"accuracy": 1.0, "format": 1.0}, Verdict(1.0, Reason.CORRECT
 def rollout(versions, key="k1"):
     answer = Segment([1] * len(versions), (0,), [True] * len(versions), [-0.5] * len(versions), versions)
     graph = StreamGraph((Segment([7, 8, 9]), answer))
-    return Rollout(problem_key=key, sample=2, graph=graph, text="Answer: 7", stop=StopReason.EOS)
+    return Rollout(problem_key=key, sample=2, graph=graph, text="Answer: 7", stop=StopReason.EOS, step=2)
 
 
 def test_an_answer_is_recorded_with_why_it_got_its_reward():
@@ -46,7 +47,14 @@ def test_weights_that_changed_under_way_are_both_named():
 def test_the_prompt_is_recorded_on_request_and_the_record_is_one_json_line():
     record = rollout_record(3, "rl", PROBLEM, rollout([5]), SCORE, prompt="<user>4 + 3 = ?")
     assert json.loads(encode(record)) == record
-    assert set(record) | {"dropped"} == set(RolloutRecord.__annotations__)  # for answers that were not kept
+    sometimes = {"dropped", "begun", "turns"}  # not kept; of an earlier step; of several turns
+    assert set(record) | sometimes == set(RolloutRecord.__annotations__)
+
+
+def test_an_answer_of_several_turns_that_an_earlier_step_began_says_so():
+    several = replace(rollout([4, 5]), step=0, turns=2, transcript="1 = 7 Answer: 7")
+    record = rollout_record(3, "rl", PROBLEM, several, SCORE)
+    assert (record["begun"], record["turns"], record["answer"]) == (1, 2, "1 = 7 Answer: 7")
 
 
 def test_an_answer_to_another_problem_is_our_bug():
