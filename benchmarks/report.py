@@ -19,6 +19,7 @@ from benchmarks import duel_sections as duels
 from benchmarks.duel import RESULTS, ROOT, number
 from benchmarks.goals import NOT_MEASURED, Outcome
 from benchmarks.markdown import counted, table
+from benchmarks.waiting_section import waiting_outcomes, waiting_text
 
 Results = Mapping[str, Mapping[str, Any]]
 """By name of the file, without `.json`."""
@@ -107,6 +108,11 @@ SECTIONS = (
             outcome for kind in bench.BREADTH for outcome in bench.breadth_outcomes(kind, results.get("scale"))
         ),
         (Part("scale", "bench-scale", (bench.breadth_text,)),),
+    ),
+    Section(
+        "Waiting for tools",
+        lambda results: waiting_outcomes(results.get("waiting")),
+        (Part("waiting", "bench-waiting", (waiting_text,)),),
     ),
     Section(
         "Start-up",

@@ -195,6 +195,21 @@ def test_products_breadth_and_growth_come_from_the_bench_files():
     assert by_what(results, "samples doubled").verdict == "not measured"
 
 
+def test_waiting_is_judged_by_the_ratio_of_each_round_at_a_quarter_of_slow_calls():
+    def spread(value: float) -> dict[str, float]:
+        return {"median": value, "min": value - 1, "max": value + 1, "runs": 3}
+
+    ratios = {"measured at 0.25": 4.4, "drawn at 0.25": 4.5, "measured at 0": 1.2, "drawn at 0": 1.3}
+    summary = {f"ratio/{name} slow": spread(value) for name, value in ratios.items()}
+    settings = {"batch": 24, "in flight": 48, "group": 8, "slow shares": [0.25, 0.0]}
+    report = {**bench_file("waiting", {}), "summary": summary, "settings": settings}
+    found = by_what({"waiting": report}, "answers that come first")
+    assert found.verdict == "reached"
+    assert found.measured == "4.4 (3.4 to 5.4), without computing 4.5x; without slow calls 1.2x"
+    other = {**report, "settings": {**settings, "batch": 12}}
+    assert by_what({"waiting": other}, "answers that come first").verdict == "no verdict: batch is 12 and not 24"
+
+
 def test_breadth_on_short_prompts_gets_no_verdict():
     report = bench_file("scale", {}, breadth=[wider("step", 64)])
     report["settings"]["breadth"]["prompt_tokens"] = 80

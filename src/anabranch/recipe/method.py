@@ -113,7 +113,7 @@ class TorchEngine(Part):
     kind: Literal["torch"] = "torch"
     """What generates the answers."""
     max_rows: StrictInt = Field(512, ge=1)
-    """Most answers decoded at the same time."""
+    """Most answers in flight at the same time, those that wait for their environment among them."""
     kv_gb: StrictFloat = Field(2.0, gt=0)
     """Memory for the keys and values of prompts and answers in flight, in GB; as many answers are decoded at the same
     time as are sure to fit, and at least one."""
