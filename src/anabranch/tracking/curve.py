@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.sax.saxutils import escape
 
 from anabranch.errors import DataError, explain
 from anabranch.tracking.metrics import find
+from anabranch.tracking.svg import opening, rule, words
 
 COLOURS = ("#3b82c4", "#d97706", "#2f9e6e", "#b4559b", "#7a6ff0", "#8a7f2b")
 """Middle tones: readable on a light and on a dark page; after the last one the first comes again."""
-_GREY = "#808080"
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 44, 48
 
 Points = list[tuple[float, float]]
@@ -58,22 +57,18 @@ def curve_svg(
         up = (value - y_span[0]) / (y_span[1] - y_span[0])
         return _LEFT + along * (width - _LEFT - _RIGHT), height - _BOTTOM - up * (height - _TOP - _BOTTOM)
 
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" font-family="system-ui, sans-serif" font-size="13">'
-    )
-    body = [head, f"<title>{escape(f'{y} over {stage} steps')}</title>"]
+    body = opening(f"{y} over {stage} steps", width, height)
     for value in y_ticks:
         _, row = place(x_span[0], value)
         text = f"{value:.0%}" if share else f"{value:g}"
-        body.append(_rule(_LEFT, row, width - _RIGHT, row, opacity=0.3))
-        body.append(_text(_LEFT - 8, row + 4, text, "end"))
+        body.append(rule(_LEFT, row, width - _RIGHT, row, opacity=0.3))
+        body.append(words(_LEFT - 8, row + 4, text, "end"))
     for value in x_ticks:
         column, bottom = place(value, y_span[0])
-        body.append(_rule(column, bottom, column, bottom + 5, opacity=1))
-        body.append(_text(column, bottom + 20, f"{value:g}", "middle"))
-    body.append(_text((_LEFT + width - _RIGHT) / 2, height - 8, "step", "middle"))
-    body.append(_text(8, 20, y, "start"))
+        body.append(rule(column, bottom, column, bottom + 5, opacity=1))
+        body.append(words(column, bottom + 20, f"{value:g}", "middle"))
+    body.append(words((_LEFT + width - _RIGHT) / 2, height - 8, "step", "middle"))
+    body.append(words(8, 20, y, "start"))
     for index, points in enumerate(lines.values()):
         body += _line([place(*point) for point in points], COLOURS[index % len(COLOURS)])
     return "\n".join([*body, *_legend(list(lines), _LEFT + 8.0 + 8 * len(y)), "</svg>"]) + "\n"
@@ -109,8 +104,8 @@ def _points(label: str, records: Sequence[Mapping[str, Any]], y: str, stage: str
 def _legend(labels: Sequence[str], column: float) -> list[str]:
     parts = []
     for index, label in enumerate(labels):
-        parts.append(_rule(column, 16, column + 18, 16, colour=COLOURS[index % len(COLOURS)], opacity=1, thick=3))
-        parts.append(_text(column + 24, 20, label, "start"))
+        parts.append(rule(column, 16, column + 18, 16, colour=COLOURS[index % len(COLOURS)], opacity=1, thick=3))
+        parts.append(words(column + 24, 20, label, "start"))
         column += 44 + 7.5 * len(label)  # text is not measured: 7.5 pixels a letter is a generous guess
     return parts
 
@@ -121,12 +116,3 @@ def _line(places: list[tuple[float, float]], colour: str) -> list[str]:
     if len(places) > 40:  # dots would run into each other
         return [line]
     return [line, *(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places)]
-
-
-def _rule(x1: float, y1: float, x2: float, y2: float, *, opacity: float, colour: str = _GREY, thick: float = 1) -> str:
-    where = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {where} stroke="{colour}" stroke-opacity="{opacity:g}" stroke-width="{thick:g}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{_GREY}" text-anchor="{anchor}">{escape(text)}</text>'

@@ -385,8 +385,8 @@ A run folder holds these logs, one JSON object a line:
 * `rollouts.jsonl`: one record a sampled answer: `step`, `stage`, problem `key`, `sample`, `source`, `question`,
   `prompt` (the whole prompt as the model got it, where it was recorded), `answer`, `verdict` (reason code), `detail`,
   `extracted`, `gold`, `parts` (raw reward terms), `reward`, `stop`, `tokens`, `policy_versions`; `begun` where an
-  earlier step began the answer, `turns` where it had several; and `dropped` (`agrees`, `surplus`) where dynamic sampling
-  left the answer's group out of the step.
+  earlier step began the answer, `turns` where it had several; and `dropped` (`agrees`, `surplus`) where dynamic
+  sampling left the answer's group out of the step.
 * `evaluations.jsonl`: one record an evaluation: `step`, `stage` (`before`, `cold_start`, `sft`, `rl`),
   `policy_version`, `num_problems`, `num_samples`, `level`, `estimates` (`mean@2`: `value`, `low`, `high`),
   `per_problem` (mean of each held-out problem, in their order), and `change` (paired difference to an earlier stage)

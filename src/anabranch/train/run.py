@@ -29,6 +29,7 @@ from anabranch.tasks.judge import Judge
 from anabranch.tasks.solutions import read_solutions
 from anabranch.tasks.worked import worked_answer
 from anabranch.tracking.checkpoints import complete
+from anabranch.tracking.curriculum import curriculum_svg
 from anabranch.tracking.curve import curve_svg
 from anabranch.tracking.display import make_display
 from anabranch.tracking.files import write_atomic
@@ -265,6 +266,9 @@ def _say_what_was(session: Session, state: RunState) -> None:
     if any(record["stage"] == "rl" for record in records):
         write_atomic(path / "curve.svg", curve_svg({session.recipe.name: records}))
         written.append("curve.svg")
+        if session.recipe.tracks:
+            write_atomic(path / "curriculum.svg", curriculum_svg(records))
+            written.append("curriculum.svg")
     newest = complete(session.folder.paths.checkpoints)[-1]
     session.display.note(f"run written to {path}: {', '.join(written)}, {newest.relative_to(path)}")
     session.display.note(
