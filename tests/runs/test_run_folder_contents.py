@@ -82,7 +82,8 @@ def test_an_rl_record_has_every_metric_that_applies(run):
     optional |= {"loss_entropy", "advantage_clipped", "mismatch_gap", "mismatch_bounded", "mismatch_dropped"}
     optional |= {"reference_age", "reference_reset", "repeat_ratio"}
     optional |= {"dropped_rollouts", "groups_drawn", "groups_kept", "groups_surplus", "sampling_rounds"}
-    optional |= {name for name, metric in METRICS.items() if metric.group == "values"}
+    others = ("values", "asynchronous", "environment")
+    optional |= {"time/wait", *(name for name, metric in METRICS.items() if metric.group in others)}
     plain = {name for name, metric in METRICS.items() if metric.family is None}
     for record in records(run, "metrics")[2:]:
         validate(record)
@@ -111,7 +112,7 @@ def test_every_answer_is_recorded_with_its_verdict_in_order(run, recipe):
     assert [answer["step"] for answer in answers] == sorted(answer["step"] for answer in answers)
     weights = {term.term: term.weight for term in recipe.reward}
     for number, answer in enumerate(answers):
-        assert set(answer) | {"prompt", "dropped"} == set(RolloutRecord.__annotations__)  # these may be left out
+        assert set(answer) | {"prompt", "dropped", "begun", "turns"} == set(RolloutRecord.__annotations__)  # these may be left out
         assert answer["sample"] == number % recipe.rollout.per_problem
         assert answer["stage"] == "rl"
         assert answer["reward"] == sum(weights[name] * value for name, value in answer["parts"].items())
