@@ -127,6 +127,13 @@ def test_with_keys_that_are_computed_anew_other_tokens_are_drawn(done, single, t
     assert anew != kept
 
 
+def test_tokens_of_older_weights_are_weighed_by_how_likely_they_are_now(single, tmp_path):
+    start(apply(single, ["algorithm.mismatch={kind: tis, low: null, high: null}", "optim.lr=0.01"]), tmp_path / "run")
+    for record in metrics(tmp_path / "run"):
+        # pi(start of the step) / pi(that drew it): only rounding where no weights changed since
+        assert (record["mismatch_gap"] > 1e-4) == (record["stale_tokens"] > 0)
+
+
 @pytest.mark.parametrize(("changes", "deaths"), [(ACTING, 3), ((f"{ON}.keys=recompute",), 1)])
 def test_a_killed_run_finds_what_was_in_flight_again(live, single, same_run, tmp_path, changes, deaths):
     recipe = apply(single, changes)
