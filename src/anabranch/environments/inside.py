@@ -35,6 +35,8 @@ OPEN_FILES = 64
 FIRST_USER = 10**9
 """Root's scripts run as user 10^9 + process id, so that no two of them, and nothing else, count as one user."""
 
+HOME = "/tmp/script"
+"""Where a script begins in namespaces: a folder of its own, since places that it is shown may lie below /tmp, too."""
 NAME = "script.py"
 """What a traceback calls the script."""
 
@@ -272,7 +274,10 @@ def _build_root(folder: str, shown: list[str], user: int, group: int) -> None:
     """
     _mount(None, "/", None, RECURSIVE | PRIVATE)
     _mount("tmpfs", folder, "tmpfs", NO_SUID | NO_DEVICES, "size=1m,mode=755")
-    for place in shown:
+    Path(f"{folder}/tmp").mkdir()
+    _mount("tmpfs", f"{folder}/tmp", "tmpfs", NO_SUID | NO_DEVICES,
+           f"size={FOLDER_BYTES},mode=700,uid={user},gid={group}")  # fmt: skip
+    for place in shown:  # after /tmp: what is shown may lie below it
         inside = Path(folder + place)
         inside.parent.mkdir(parents=True, exist_ok=True)
         if Path(place).is_symlink():
@@ -282,14 +287,13 @@ def _build_root(folder: str, shown: list[str], user: int, group: int) -> None:
     for device in ("null", "zero", "urandom"):
         Path(f"{folder}/dev").mkdir(exist_ok=True)
         _show(Path("/dev", device), Path(f"{folder}/dev", device), ATTR_SAFE & ~NO_DEVICES)
-    Path(f"{folder}/tmp").mkdir(exist_ok=True)
-    _mount("tmpfs", f"{folder}/tmp", "tmpfs", NO_SUID | NO_DEVICES,
-           f"size={FOLDER_BYTES},mode=700,uid={user},gid={group}")  # fmt: skip
+    Path(folder + HOME).mkdir(mode=0o700)
+    os.chown(folder + HOME, user, group)
     os.chdir(folder)
     _call(_libc().pivot_root(b".", b"."), "pivot_root")
     _call(_libc().umount2(b".", DETACH), "umount2")
     _set_attributes(b"/", 0, ATTR_SAFE)
-    os.chdir("/tmp")
+    os.chdir(HOME)
 
 
 def _show(place: Path, inside: Path, attributes: int) -> None:
