@@ -22,6 +22,7 @@ from anabranch.analysis.mass_balance import (
     Setting,
     draw,
     gradient,
+    own_numbers,
     simulate,
     softmax,
     start,
