@@ -11,6 +11,7 @@ from anabranch.algo.mass_balance import (
     correct_mass_change,
     counted_reward,
     expected_unsampled,
+    graded_terms,
     hardest_to_draw,
     logit_change,
     moments,
@@ -171,6 +172,21 @@ def test_B4_what_always_holds(random_positions):
     pull_XV = prob_XV * (reward_XV - net_X[:, None])
     by_token_XV = prob_XV * (pull_XV - (prob_XV * pull_XV).sum(-1, keepdim=True))
     torch.testing.assert_close(change_XV, by_token_XV, rtol=0, atol=1e-12)
+
+
+def test_graded_rewards_give_the_same_terms_and_always_the_same_sum(random_positions):
+    logits_XV, correct_XV, sampled_XV, high_X, low_X = random_positions
+    prob_XV = torch.softmax(logits_XV, -1)
+    found = moments(prob_XV, correct_XV, sampled_XV)
+    two_XV = set_reward(correct_XV, sampled_XV, high_X, low_X, torch.float64)
+    for mine, theirs in zip(
+        graded_terms(found, prob_XV, correct_XV, sampled_XV, two_XV), terms(found, high_X, low_X), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-15)
+    noise_XV = torch.rand(prob_XV.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    graded_XV = torch.where(sampled_XV, noise_XV - 0.5, 0)
+    total_X = graded_terms(found, prob_XV, correct_XV, sampled_XV, graded_XV).total
+    torch.testing.assert_close(total_X, correct_mass_change(prob_XV, correct_XV, graded_XV), rtol=0, atol=1e-12)
 
 
 def test_counted_draws_with_a_baseline_are_the_gradient_of_the_surrogate_over_draws():

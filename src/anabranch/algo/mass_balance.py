@@ -61,9 +61,9 @@ class Terms(NamedTuple):
     """The three terms of the change of the correct mass, each float [X], without the factor eta / N (Theorem 1)."""
 
     sampled_correct: Tensor
-    """(R_c - S_R) Q_neg A_2, never negative."""
+    """(R_c - S_R) Q_neg A_2, never negative (unless rewards are graded, see `graded_terms`)."""
     sampled_wrong: Tensor
-    """(S_R - R_w) Q_pos B_2, never negative."""
+    """(S_R - R_w) Q_pos B_2, never negative (with the same exception)."""
     unsampled: Tensor
     """S_R (Q_pos U_neg_2 - Q_neg U_pos_2), of either sign."""
 
@@ -128,6 +128,36 @@ def terms(found: Moments, reward_correct: Number, reward_wrong: Number) -> Terms
     return Terms(
         sampled_correct=(reward_correct - net_X) * found.wrong * found.sampled_correct_2,
         sampled_wrong=(net_X - reward_wrong) * found.correct * found.sampled_wrong_2,
+        unsampled=net_X * (found.correct * found.unsampled_wrong_2 - found.wrong * found.unsampled_correct_2),
+    )
+
+
+def graded_terms(found: Moments, prob_XV: Tensor, correct_XV: Tensor, sampled_XV: Tensor, reward_XV: Tensor) -> Terms:
+    """The three terms where every drawn token has a reward of its own; with R_c on A and R_w on B they are `terms`.
+
+        Q_neg sum_A p^2 (R - S)        - Q_pos sum_B p^2 (R - S)        S (Q_pos U_neg_2 - Q_neg U_pos_2)
+
+    The sum is `correct_mass_change`. The first two can be negative: a token of A that does worse than S pulls down.
+
+    Args:
+        found: `moments` of the same.
+        prob_XV: float [X, V].
+        correct_XV: bool [X, V].
+        sampled_XV: bool [X, V].
+        reward_XV: float [X, V], 0 where nothing was drawn.
+
+    Raises:
+        ShapeError: shapes differ, or a set is not bool.
+    """
+    _check(prob_XV, correct_XV=correct_XV, sampled_XV=sampled_XV, reward_XV=reward_XV)
+    net_X = (prob_XV * reward_XV).sum(-1)
+    pull_XV = prob_XV.square() * (reward_XV - net_X[..., None])
+    right_X, wrong_X = (
+        torch.where(which_XV & sampled_XV, pull_XV, 0).sum(-1) for which_XV in (correct_XV, ~correct_XV)
+    )
+    return Terms(
+        sampled_correct=found.wrong * right_X,
+        sampled_wrong=-found.correct * wrong_X,
         unsampled=net_X * (found.correct * found.unsampled_wrong_2 - found.wrong * found.unsampled_correct_2),
     )
 
