@@ -85,6 +85,7 @@ TRACKABLE = ("algorithm.whiten=none", "rollout.dynamic=null", "algorithm.overlon
 TRACKED = (*TRACKABLE, "algorithm.baseline=tracker", "steps=3", "data.limit=3")
 """Every problem is visited again, so that something is forgotten."""
 SAMPLED = (*TRACKABLE, "sampling={kind: prioritised}", "steps=3")
+PLAIN_GROUPS = ("rollout.asynchronous=null", "rollout.per_problem=6")
 PLAIN_CLIP = "algorithm.clip={low: 0.2, high: 0.2}"
 PLAIN = "algorithm.whiten=none"
 SHORT_COLD = "cold_start={steps: 2, batch: 2, lr: 0.01, warmup: 0}"
@@ -350,6 +351,8 @@ FLIPS: Mapping[str, tuple[Flip, ...]] = {
     "Evaluation.data": each("evaluation.data={kind: jsonl, path: HELD_OUT, limit: 1}", given=(HELD,), where=RUN),
     "Save.every": each("save.every=1", where=RUN),
     "Save.keep": each("save.keep=1", given=("save.every=1",), where=RUN),
+    "Diagnostics.mass_balance": each("diagnostics.mass_balance=1", "diagnostics.mass_balance=4", given=PLAIN_GROUPS),
+    "Diagnostics.pass_curve": each("diagnostics.pass_curve=true", given=PLAIN_GROUPS),
     "Probes.agreement": each("probes.agreement=1e-12", where=RUN),
     "Probes.patience": each("probes.patience=1", given=("answer.extract=[tag]", "steps=3"), where=RUN),
 }

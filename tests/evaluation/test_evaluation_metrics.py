@@ -88,6 +88,23 @@ def test_pass_at_k_keeps_its_digits_for_many_samples():
     assert pass_at_k_value(2048, 1, 512) == 0.25
 
 
+@pytest.mark.parametrize("correct", [0, 1, 3, 256, 511, 512])
+def test_pass_at_k_of_512_answers_is_exact_for_every_k(correct):
+    """1 - prod over i < k of (n - c - i) / (n - i), in floating point: C(512, 256) itself has 153 digits."""
+    n, missed = 512, 1.0
+    for k in range(1, n + 1):
+        missed *= max(0, n - correct - (k - 1)) / (n - (k - 1))
+        assert pass_at_k_value(n, correct, k) == pytest.approx(1 - missed, abs=1e-13)
+
+
+def test_a_curve_of_512_answers_has_an_interval_at_every_k():
+    curve = [pass_at_k([[j < c for j in range(512)] for c in (0, 1, 40, 500)], 2**power) for power in range(10)]
+    assert curve[0].value == pytest.approx((0 + 1 + 40 + 500) / 4 / 512)
+    assert curve[-1].value == 0.75  # one problem of four has no right answer
+    assert [each.value for each in curve] == sorted(each.value for each in curve)
+    assert all(0 <= each.low <= each.value <= each.high <= 1 for each in curve)
+
+
 # ------------------------------------------------------------------------------------------------------------ maj@k
 
 

@@ -7,5 +7,6 @@ and answers are ragged, so every function takes flat tensors with an index vecto
     G  groups                   ids 0..G-1
     M  trained tokens           `sequence_M` int64 names the rollout of each; its tokens may stand anywhere
 
+`mass_balance` looks at single positions instead, over the whole vocabulary, and names its own letters.
 The dtype of the values that come in is the dtype of what goes out.
 """

@@ -45,7 +45,7 @@ def group_latency(setting: Setting, out: Path | None, json_file: Path | None) ->
     """
     for path in (out, json_file):
         if path is not None:
-            _check_place(path)
+            check_place(path)
     outcomes = simulate(setting)
     with make_display(sys.stdout) as display:
         display.table(table(setting, outcomes))
@@ -58,7 +58,12 @@ def group_latency(setting: Setting, out: Path | None, json_file: Path | None) ->
             display.note(f"numbers: {json_file}")
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
+    """A file can be written there.
+
+    Raises:
+        RunFolderError: it cannot: a folder has that name, or there is none to write it into.
+    """
     if path.is_dir() or not path.absolute().parent.is_dir():
         found = "a folder" if path.is_dir() else "no folder to write it into"
         raise RunFolderError(explain(str(path), found, "it is a file to be written", "name a file in a folder"))

@@ -249,6 +249,17 @@ def reproduce(
 
 
 @app.command()
+def breadth(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Where to draw it.", show_default=False)] = None,
+) -> None:
+    """What the diagnostics of runs say about breadth: mass balance and pass@k (docs/breadth.md)."""
+    from anabranch.analysis import breadth as command
+
+    command.breadth(runs, out)
+
+
+@app.command()
 def doctor() -> None:
     """Look at this machine: versions, speed, what is installed and what is missing."""
     from anabranch.cli import doctor

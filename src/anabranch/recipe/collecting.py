@@ -80,5 +80,24 @@ def _reset(recipe: Recipe) -> Iterator[str]:
         yield explain("algorithm.kl.reset.stall", reset.stall, need, "evaluation.every=10")
 
 
-COLLECTING: tuple[Callable[[Recipe], Iterator[str]], ...] = (_dynamic, _reward, _schedules, _reset)
+def _diagnostics(recipe: Recipe) -> Iterator[str]:
+    """Forks and curves are of groups, and of draws of one policy."""
+    diagnostics, rollout = recipe.diagnostics, recipe.rollout
+    if rollout.per_problem == 1:
+        for name, found in (("mass_balance", diagnostics.mass_balance), ("pass_curve", diagnostics.pass_curve)):
+            if found:
+                where = f"diagnostics.{name}"
+                need = "it compares answers to one problem, and rollout.per_problem is 1"
+                yield explain(where, found, need, f"rollout.per_problem=8, or {where}={type(found)(0)}".lower())
+    if diagnostics.mass_balance > rollout.prompts:
+        need = f"a step has only {rollout.prompts} groups (rollout.prompts)"
+        fix = f"diagnostics.mass_balance={rollout.prompts}"
+        yield explain("diagnostics.mass_balance", diagnostics.mass_balance, need, fix)
+    if diagnostics.mass_balance and rollout.asynchronous is not None:
+        need = "its draws are of the policy at the start of the step, and asynchronous answers are of older ones, too"
+        fix = "diagnostics.mass_balance=0, or rollout.asynchronous=null"
+        yield explain("diagnostics.mass_balance", diagnostics.mass_balance, need, fix)
+
+
+COLLECTING: tuple[Callable[[Recipe], Iterator[str]], ...] = (_dynamic, _reward, _schedules, _reset, _diagnostics)
 """Each yields the problems that it finds, see `anabranch.recipe.checks`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictFloat, StrictInt
+from pydantic import Field, StrictBool, StrictFloat, StrictInt
 
 from anabranch.recipe.part import Part
 from anabranch.recipe.problems import Data
@@ -99,6 +99,17 @@ class Save(Part):
     """Steps between checkpoints; the last step is always saved."""
     keep: StrictInt = Field(2, ge=1)
     """How many checkpoints stay."""
+
+
+class Diagnostics(Part):
+    """What a run looks at beside training. It takes time and changes nothing that is learned. See docs/breadth.md."""
+
+    mass_balance: StrictInt = Field(0, ge=0)
+    """At how many places of a step the mass balance is watched: the first forks of the first groups whose rewards
+    differ. Each costs two forward passes over a prompt and what all its answers begin with, and 16 bytes a word of the
+    vocabulary; 0: none."""
+    pass_curve: StrictBool = False
+    """Whether a step's record has the pass@k of its answers, for k up to `rollout.per_problem`, with intervals."""
 
 
 class Probes(Part):

@@ -41,6 +41,7 @@ from anabranch.recipe.problems import (
 from anabranch.recipe.reward import Constant, CosineLength, Cycle, Reward, RewardTerm
 from anabranch.recipe.training import (
     ColdStart,
+    Diagnostics,
     Evaluation,
     Optim,
     Probes,
@@ -61,6 +62,7 @@ __all__ = [
     "CosineLength",
     "Cycle",
     "Data",
+    "Diagnostics",
     "Dynamic",
     "EnvironmentSettings",
     "Evaluation",
@@ -141,6 +143,8 @@ class Recipe(Part):
     """Checkpoints."""
     probes: Probes = Probes()
     """Checks at the start of a run."""
+    diagnostics: Diagnostics = Diagnostics()
+    """What RL steps look at beside training."""
 
     @property
     def tracks(self) -> bool:

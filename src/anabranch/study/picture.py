@@ -13,6 +13,7 @@ from anabranch.tracking.curve import COLOURS, ticks
 
 WIDTH = 720
 _LEFT, _RIGHT, _TOP = 60, 16, 34
+_GAP = 12
 _LETTER = 7.0
 """Text is not measured: a generous guess of the width of a letter, in pixels."""
 DASHES = ("", "7 4", "2 3")
@@ -118,6 +119,22 @@ def intervals(title: str, bars: Sequence[Bar], *, zero: bool) -> str:
     for row, bar in enumerate(bars):
         body += _bar(bar, along, _TOP + 26 * row + 13, left)
     return _svg(title, height, body)
+
+
+def stacked(title: str, pictures: Sequence[str]) -> str:
+    """Pictures of this module one below the other, as one.
+
+    Args:
+        title: of the whole, for those who cannot see it.
+        pictures: at least one.
+    """
+    body, top = [], 0.0
+    for svg in pictures:
+        head, rest = svg.split(">", 1)
+        height = float(head.split('viewBox="')[1].split('"')[0].split()[3])
+        body.append(f'{head} y="{top:.0f}" width="{WIDTH}" height="{height:.0f}">{rest}')
+        top += height + _GAP
+    return _svg(title, top - _GAP, body)
 
 
 def file_of(svg: str) -> str:

@@ -23,7 +23,7 @@ RL_ONLY: Mapping[str, tuple[str, ...]] = {
 }
 """Keys that nothing before RL reads. Only these, and the parts in `RL_PARTS`, may differ between arms that share a cold
 start; a key that is not listed costs time, never correctness."""
-RL_PARTS = ("name", "seed", "steps", "seconds", "algorithm", "reward", "sampling", "probes", "save")
+RL_PARTS = ("name", "seed", "steps", "seconds", "algorithm", "reward", "sampling", "probes", "diagnostics", "save")
 
 
 @dataclass(frozen=True)

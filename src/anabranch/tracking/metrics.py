@@ -252,6 +252,53 @@ def _registry() -> Iterable[Metric]:
         ("observed_tokens", "share", "Tokens of all answers that the environment wrote: never trained."),
     )
     yield from _group(
+        "mass balance",
+        (
+            "mass_balance/forks",
+            "forks",
+            "Places that the numbers of this group are means over: first forks of groups whose rewards differ. The "
+            "others are left out where there is none. Only with `diagnostics.mass_balance`, as this group.",
+            "int",
+        ),
+        ("mass_balance/depth", "tokens", "Tokens that all answers of the group have in common before the fork."),
+        ("mass_balance/kinds", "tokens", "Different tokens that were drawn there."),
+        (
+            "mass_balance/right",
+            "share",
+            "Q: probability, before the updates, of the tokens drawn whose answers did better than the group.",
+        ),
+        ("mass_balance/other", "share", "Probability of the other tokens drawn."),
+        ("mass_balance/unsampled", "share", "Probability of all tokens that were not drawn; the three add up to 1."),
+        ("mass_balance/right_2", "probability^2", "A_2: sum of p^2 over the right ones."),
+        ("mass_balance/other_2", "probability^2", "B_2: sum of p^2 over the other drawn ones."),
+        ("mass_balance/unsampled_2", "probability^2", "U_2: sum of p^2 over those not drawn; right or not is unknown."),
+        (
+            "mass_balance/unsampled_2_expected",
+            "probability^2",
+            "E[U_2]: sum of p^2 (1 - p)^N, what U_2 is on average over draws from the same policy.",
+        ),
+        ("mass_balance/net", "reward", "S_R: sum over drawn tokens of p times (mean reward of its answers - group's)."),
+        ("mass_balance/term_right", "reward", "(1 - Q) sum of p^2 (R - S) over the right ones."),
+        ("mass_balance/term_other", "reward", "-Q sum of p^2 (R - S) over the other drawn ones."),
+        ("mass_balance/term_unsampled", "reward", "S Q U_2: undrawn tokens count as not right."),
+        ("mass_balance/total", "reward", "Sum of the three terms: dQ over eta / N, if the theorem's step were made."),
+        ("mass_balance/change", "probability", "Measured: Q of the same tokens after the step's updates less before."),
+        ("mass_balance/change_other", "probability", "The same of the other drawn tokens."),
+        ("mass_balance/change_unsampled", "probability", "The same of the undrawn tokens; the three add up to 0."),
+        ("mass_balance/agreement", "share", "Forks at which `total` and `change` have the same sign."),
+    )
+    yield from _group(
+        "pass@k",
+        (
+            "pass_at/<k>",
+            "share",
+            "Estimated probability that one of k answers is correct (unbiased), mean over all problems sampled; k: "
+            "powers of two and `rollout.per_problem`. Only with `diagnostics.pass_curve`, as this group.",
+        ),
+        ("pass_at_low/<k>", "share", "Lower end of its 95 % bootstrap interval over problems."),
+        ("pass_at_high/<k>", "share", "Upper end."),
+    )
+    yield from _group(
         "engine",
         (
             "engine_gap_mean",
@@ -292,6 +339,7 @@ def _registry() -> Iterable[Metric]:
         ("time/forward", "seconds", "Training: forward passes and the loss."),
         ("time/backward", "seconds", "Training: backward passes."),
         ("time/optimizer", "seconds", "Clipping and the optimizer."),
+        ("time/diagnose", "seconds", "What `diagnostics` asks for."),
         ("time/save", "seconds", "Checkpoint of the step before this record, if any."),
         ("time/evaluate", "seconds", "Evaluation that followed the step before this record, if any."),
         ("time/step", "seconds", "The whole step by the wall clock, without saving and evaluation."),

@@ -19,7 +19,7 @@ from anabranch.batching.pack import Row, pack
 from anabranch.modeling.devices import return_free_memory
 from anabranch.recipe.tree import Algorithm
 from anabranch.tracking.rollouts import RolloutRecord
-from anabranch.train import probes, resets, tracked
+from anabranch.train import balance, probes, resets, tracked
 from anabranch.train.clipped import log_clipped
 from anabranch.train.clock import Clock
 from anabranch.train.dynamic import collect
@@ -41,12 +41,14 @@ def rl_step(session: Session, state: RunState, lr: float) -> tuple[RunState, dic
     return_free_memory()
     lesson = prepare(session, experience, clock)
     look = tracked.look_before(session, state.values, experience, lesson, clock)
+    forks = balance.look_before(session, experience, clock)
     updates = learn(session, lesson, lr, clock)
     values, outcomes = tracked.revise(session, state.values, experience, lesson, updates, look, clock)
     log_clipped(session, state, lesson, updates)
+    diagnosed = balance.after_step(session, experience, forks, clock)
     barren = probes.barren_after(state, lesson.credit, updates)
     record = rl_record(session.recipe, state, experience, lesson, updates, lr, {**session.engine.times}, clock)
-    record.update(outcomes)
+    record.update({**outcomes, **diagnosed})
     after = replace(
         state,
         step=state.step + 1,
