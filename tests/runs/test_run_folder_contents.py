@@ -82,8 +82,8 @@ def test_an_rl_record_has_every_metric_that_applies(run):
     optional |= {"loss_entropy", "advantage_clipped", "mismatch_gap", "mismatch_bounded", "mismatch_dropped"}
     optional |= {"reference_age", "reference_reset", "repeat_ratio"}
     optional |= {"dropped_rollouts", "groups_drawn", "groups_kept", "groups_surplus", "sampling_rounds"}
-    others = ("values", "asynchronous", "environment")
-    optional |= {"time/wait", *(name for name, metric in METRICS.items() if metric.group in others)}
+    others = ("values", "asynchronous", "environment", "mass balance", "pass@k")
+    optional |= {"time/wait", "time/diagnose", *(name for name, metric in METRICS.items() if metric.group in others)}
     plain = {name for name, metric in METRICS.items() if metric.family is None}
     for record in records(run, "metrics")[2:]:
         validate(record)
